@@ -1,0 +1,38 @@
+//! The container: banks of experts, records, index, checksums, pager. Bytes, no mathematics.
+//!
+//! `SPEC.md` beside this crate describes the bundle byte by byte. This crate does not know what a codec
+//! means: here a codec is a name, and a part of an expert is a list of planes with a dtype and a shape.
+// Tests may unwrap: a panic there is a failed test.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
+
+pub mod dtype;
+pub mod error;
+
+pub use dtype::Dtype;
+pub use error::{Context, Error, Kind, Result};
+
+/// One array inside a coded matrix: `codes`, `scales` … Stored as one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaneSpec {
+    /// Name inside its matrix, a codec's own word.
+    pub name: String,
+    /// Element type as a stock safetensors reader sees it.
+    pub dtype: Dtype,
+    /// Shape as a stock safetensors reader sees it.
+    pub shape: Vec<u64>,
+}
+
+impl PlaneSpec {
+    /// A plane.
+    pub fn new(name: &str, dtype: Dtype, shape: &[u64]) -> Self {
+        PlaneSpec { name: name.to_owned(), dtype, shape: shape.to_vec() }
+    }
+
+    /// Bytes of the plane.
+    ///
+    /// # Errors
+    /// A size that does not fit 64 bits.
+    pub fn bytes(&self) -> Result<u64> {
+        self.dtype.bytes(&self.shape)
+    }
+}

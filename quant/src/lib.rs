@@ -1,0 +1,8 @@
+//! Codecs, solvers and matrix kernels. Matrices, no files.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
+
+pub mod codec;
+pub mod isa;
+
+pub use codec::{Codec, CodecRef, Matrix, Planes};
+pub use isa::Isa;

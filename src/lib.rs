@@ -1,0 +1,1 @@
+//! The layer-major engine and the commands.

@@ -1,0 +1,2 @@
+//! Reference forward pass and drift metrics.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
