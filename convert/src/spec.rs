@@ -318,7 +318,8 @@ pub enum Part {
 
 impl Part {
     /// Order inside a record.
-    pub const ALL: [Part; 6] = [Part::Gate, Part::Up, Part::Down, Part::GateBias, Part::UpBias, Part::DownBias];
+    pub const ALL: [Part; 6] =
+        [Part::Gate, Part::Up, Part::Down, Part::GateBias, Part::UpBias, Part::DownBias];
 
     /// Name in a bundle.
     pub const fn name(self) -> &'static str {

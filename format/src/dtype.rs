@@ -68,8 +68,12 @@ impl Dtype {
         let bits = shape.iter().try_fold(self.bits(), |n, &d| n.checked_mul(d));
         match bits {
             Some(bits) if bits % 8 == 0 => Ok(bits / 8),
-            Some(_) => Err(Error::bad_data(format!("shape {shape:?} of {} does not fill whole bytes", self.name()))),
-            None => Err(Error::bad_data(format!("shape {shape:?} of {} has more than 2^64 bits", self.name()))),
+            Some(_) => {
+                Err(Error::bad_data(format!("shape {shape:?} of {} does not fill whole bytes", self.name())))
+            }
+            None => {
+                Err(Error::bad_data(format!("shape {shape:?} of {} has more than 2^64 bits", self.name())))
+            }
         }
     }
 }

@@ -181,7 +181,8 @@ impl fmt::Display for Error {
 pub fn printable(text: &str) -> String {
     const CHARS_MAX: usize = 2000;
     let risky = |c: char| {
-        (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+        (c.is_control() && c != '\n')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
     };
     let mut out = String::new();
     for (n, c) in text.chars().enumerate() {

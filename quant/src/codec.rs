@@ -47,7 +47,15 @@ pub trait Codec: Send + Sync + Debug {
     ///
     /// # Errors
     /// Planes of the wrong number or length; a scale that makes no number where the codec forbids it.
-    fn decode(&self, isa: Isa, planes: &[&[u8]], rows: usize, cols: usize, first_row: usize, out: &mut [f32]) -> Result<()>;
+    fn decode(
+        &self,
+        isa: Isa,
+        planes: &[&[u8]],
+        rows: usize,
+        cols: usize,
+        first_row: usize,
+        out: &mut [f32],
+    ) -> Result<()>;
 
     /// Bits per weight of a `[rows, cols]` matrix, every scale and table counted.
     ///

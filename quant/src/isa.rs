@@ -144,7 +144,12 @@ mod tests {
     fn every_level_gives_the_same_bits() {
         let x: Vec<f32> = (0..1000).map(|i| (i as f32).sin()).collect();
         for isa in Isa::available() {
-            assert_eq!(square_sum(isa, &x).to_bits(), square_sum(Isa::SCALAR, &x).to_bits(), "{}", isa.name());
+            assert_eq!(
+                square_sum(isa, &x).to_bits(),
+                square_sum(Isa::SCALAR, &x).to_bits(),
+                "{}",
+                isa.name()
+            );
         }
     }
 }
