@@ -1,2 +1,4 @@
 //! Reference forward pass and drift metrics.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
+
+pub mod tokens;
