@@ -108,6 +108,16 @@ impl Error {
         if kind == Kind::Temporary { new.hint("free some space and run the same command again") } else { new }
     }
 
+    /// As [`Error::io`] for something that is being written: a missing directory means that the output cannot
+    /// be created, not that input is missing.
+    pub fn output(error: &std::io::Error, doing: &str, path: &Path) -> Self {
+        let mut new = Error::io(error, doing, path);
+        if new.kind == Kind::Missing {
+            new.kind = Kind::CannotCreate;
+        }
+        new
+    }
+
     /// Names the file, unless an inner caller already did.
     pub fn in_file(mut self, path: impl AsRef<Path>) -> Self {
         self.detail.file.get_or_insert_with(|| path.as_ref().to_path_buf());

@@ -4,12 +4,20 @@
 //! means: here a codec is a name, and a part of an expert is a list of planes with a dtype and a shape.
 // Tests may unwrap: a panic there is a failed test.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
+#![forbid(unsafe_code)]
 
+pub mod atomic;
 pub mod dtype;
 pub mod error;
+pub mod file;
+pub mod limits;
+pub mod safetensors;
 
+pub use atomic::AtomicFile;
 pub use dtype::Dtype;
 pub use error::{Context, Error, Kind, Result};
+pub use file::{Fingerprint, InputFile};
+pub use safetensors::{Header, TensorInfo};
 
 /// One array inside a coded matrix: `codes`, `scales` … Stored as one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
