@@ -1,4 +1,5 @@
 //! Reference forward pass and drift metrics.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
+pub mod text;
 pub mod tokens;

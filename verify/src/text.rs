@@ -1,0 +1,218 @@
+//! Text → token ids, as the models' golden figures do it: one string, no special tokens added.
+//!
+//! The tokenizer is the `tokenizers` crate reading the model's own `tokenizer.json`. That file may be hostile and
+//! the crate was written for friends: it is looked at first, and a panic inside the crate becomes an error here.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use moepack_format::{Error, Result};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokenizers::models::ModelWrapper;
+
+/// Largest `tokenizer.json` that is read, in bytes; the largest released ones have 40 MB.
+pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+/// Largest text that is read, in bytes: it is tokenized in memory, at some 100 bytes a token.
+pub const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// A model's tokenizer.
+pub struct Tokenizer(tokenizers::Tokenizer);
+
+impl Tokenizer {
+    /// Reads the content of a `tokenizer.json`. Truncation and padding that it asks for are switched off, and so is
+    /// BPE dropout: the same text is to give the same tokens, all of them.
+    ///
+    /// # Errors
+    /// No JSON, no tokenizer, or one that the `tokenizers` crate cannot read.
+    pub fn parse(json: &[u8]) -> Result<Tokenizer> {
+        let hint = "download tokenizer.json of the model again, or give token ids with --tokens";
+        let outline: Outline = serde_json::from_slice(json)
+            .map_err(|e| Error::bad_data(format!("not a tokenizer: {e}")).hint(hint))?;
+        let kind = outline.model.kind.unwrap_or_else(|| "unnamed".to_owned());
+        let mut tokenizer = quietly(|| tokenizers::Tokenizer::from_bytes(json))
+            .and_then(|r| r.map_err(|e| e.to_string()))
+            .map_err(|e| Error::bad_data(format!("not a usable {kind} tokenizer: {e}")).hint(hint))?;
+        tokenizer.with_padding(None);
+        let untruncated = tokenizer.with_truncation(None).map(|_| ()).map_err(|e| e.to_string());
+        untruncated.map_err(|e| Error::bad_data(format!("not a usable tokenizer: {e}")).hint(hint))?;
+        if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut whole = bpe.clone();
+            whole.dropout = None;
+            tokenizer.with_model(whole);
+        }
+        Ok(Tokenizer(tokenizer))
+    }
+
+    /// The ids of `text`, without special tokens at either end. Those written out in the text count as such, which
+    /// is what transformers does too.
+    ///
+    /// # Errors
+    /// An empty text, or a failure of the tokenizer.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Err(Error::bad_data("the text is empty").hint("give a text of a few thousand words"));
+        }
+        let encoding = quietly(|| self.0.encode_fast(text, false)).and_then(|r| r.map_err(|e| e.to_string()));
+        match encoding {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(e) => Err(Error::bad_data(format!("the model's tokenizer cannot encode the text: {e}"))),
+        }
+    }
+}
+
+/// The text in `bytes`.
+///
+/// # Errors
+/// Bytes that are not UTF-8, with the offset of the first one.
+pub fn utf8(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).map_err(|e| {
+        let what = format!("text is not UTF-8: {}", first_bad(bytes, e.valid_up_to()));
+        Error::bad_data(what).at_byte(e.valid_up_to() as u64).hint("convert it, or is it a binary file?")
+    })
+}
+
+fn first_bad(bytes: &[u8], at: usize) -> String {
+    bytes.get(at).map_or_else(|| "it is cut short".to_owned(), |b| format!("found byte 0x{b:02x}"))
+}
+
+/// What every tokenizer has, whatever else it has. Anything deeper is skipped without recursion.
+#[derive(Deserialize)]
+struct Outline {
+    model: OutlineModel,
+    #[serde(rename = "added_tokens", default)]
+    _added_tokens: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+struct OutlineModel {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+thread_local! {
+    /// Whether a panic of this thread is expected, and so not printed.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs foreign code; a panic in it becomes the message of an error, and nothing is printed.
+fn quietly<T>(f: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                previous(info);
+            }
+        }));
+    });
+    let outer = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    QUIET.set(outer);
+    result.map_err(|payload| format!("it fails with {:?}", message(payload.as_ref())))
+}
+
+fn message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("an unknown panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moepack_format::Kind;
+
+    const TOKENIZER: &[u8] = include_bytes!("../../fixtures/tiny-deepseek-v3/tokenizer.json");
+
+    /// `tokenizers.Tokenizer.from_file("fixtures/tiny-deepseek-v3/tokenizer.json").encode(TEXT,
+    /// add_special_tokens=False).ids` of Python tokenizers 0.23.3.
+    const TEXT: &str = "The quick brown fox\n\n  jumps over 12345 lazy dogs; it's naïve — 東京 <s>ok</s>\t!";
+    const IDS: &[u32] = &[
+        501, 699, 895, 279, 721, 79, 278, 80, 89, 1061, 635, 382, 1032, 809, 412, 1434, 21, 22, 309, 2018,
+        90, 512, 1765, 28, 358, 538, 298, 66, 129, 109, 340, 1224, 244, 222, 164, 253, 111, 162, 120, 107,
+        222, 0, 80, 76, 1, 199, 2,
+    ];
+
+    fn edited(from: &str, to: &str) -> Vec<u8> {
+        let json = utf8(TOKENIZER).unwrap();
+        assert!(json.contains(from), "{from}");
+        json.replacen(from, to, 1).into_bytes()
+    }
+
+    #[test]
+    fn ids_are_those_of_the_reference() {
+        assert_eq!(Tokenizer::parse(TOKENIZER).unwrap().encode(TEXT).unwrap(), IDS);
+    }
+
+    #[test]
+    fn truncation_padding_and_dropout_are_ignored() {
+        let cut =
+            r#""truncation": {"direction":"Right","max_length":4,"strategy":"LongestFirst","stride":0}"#;
+        let cut = edited(r#""truncation": null"#, cut);
+        assert_eq!(Tokenizer::parse(&cut).unwrap().encode(TEXT).unwrap(), IDS);
+        let dropout = edited(r#""dropout": null"#, r#""dropout": 1.0"#);
+        assert_eq!(Tokenizer::parse(&dropout).unwrap().encode(TEXT).unwrap(), IDS);
+    }
+
+    #[test]
+    fn a_broken_tokenizer_is_refused() {
+        let half = TOKENIZER.get(..TOKENIZER.len() / 2).unwrap().to_vec();
+        let bomb = format!("{{\"model\":{{\"a\":{}", "[".repeat(100_000)).into_bytes();
+        let cases: [(Vec<u8>, &str); 6] = [
+            (Vec::new(), "EOF"),
+            (half, "EOF"),
+            (b"{}".to_vec(), "missing field `model`"),
+            (b"[1]".to_vec(), "not a tokenizer"),
+            (b"{\"model\":{\"type\":\"Magic\"}}".to_vec(), "not a usable Magic tokenizer"),
+            (bomb, "EOF"),
+        ];
+        for (json, part) in &cases {
+            let error = Tokenizer::parse(json).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), Kind::BadData);
+            assert!(error.what().contains(part), "{:?} lacks {part:?}", error.what());
+        }
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_never_panics() {
+        let mut state = 1_u32;
+        for n in 0..60 {
+            let mut json = TOKENIZER.to_vec();
+            for _ in 0..=n % 4 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // The first kilobytes hold the structure, the rest is vocabulary and merges.
+                let at = (state >> 8) as usize % if n % 2 == 0 { 1200 } else { json.len() };
+                json[at] = b"\"{}[],:019x\0\xff"[(state >> 4) as usize % 13];
+            }
+            if let Err(error) = Tokenizer::parse(&json).and_then(|t| t.encode(TEXT)) {
+                assert_eq!(error.kind(), Kind::BadData);
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_inside_the_crate_is_an_error() {
+        assert_eq!(quietly(|| panic!("deep {}", 7)), Err::<(), _>("it fails with \"deep 7\"".to_owned()));
+        assert!(!QUIET.get());
+    }
+
+    #[test]
+    fn text_that_is_none_is_refused() {
+        assert_eq!(Tokenizer::parse(TOKENIZER).unwrap().encode("").unwrap_err().what(), "the text is empty");
+        let error = utf8(b"caf\xe9!").unwrap_err();
+        assert_eq!((error.what(), error.byte()), ("text is not UTF-8: found byte 0xe9", Some(3)));
+    }
+
+    #[test]
+    fn a_megabyte_is_one_string() {
+        let text = TEXT.repeat(12_000);
+        let start = std::time::Instant::now();
+        let ids = Tokenizer::parse(TOKENIZER).unwrap().encode(&text).unwrap();
+        println!("{} bytes, {} tokens, {:?}", text.len(), ids.len(), start.elapsed());
+        assert!(ids.len() > 12_000 * 40);
+    }
+}
