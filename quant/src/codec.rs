@@ -6,9 +6,48 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use moepack_format::{PlaneSpec, Result};
+use moepack_format::{Error, PlaneSpec, Result};
 
 use crate::isa::Isa;
+use crate::numbers;
+
+pub mod fp8_block;
+pub mod int;
+mod lanes;
+pub mod mxfp4;
+pub mod nvfp4;
+pub mod plain;
+
+#[cfg(test)]
+mod laws;
+
+/// A row of [`CODECS`]: codecs that differ in parameters only.
+pub struct CodecFamily {
+    /// Shape of the names, for help: `int{2,3,4,5,6,8}[-g{32,64,128}][-asym]`.
+    pub pattern: &'static str,
+    /// One line for help.
+    pub doc: &'static str,
+    /// Canonical names; the laws run over them, so together they reach every branch.
+    pub examples: &'static [&'static str],
+    /// The codec of that name, canonical or not; `None` if the name is not of this family.
+    pub parse: fn(&str) -> Option<CodecRef>,
+}
+
+/// Every codec there is.
+pub const CODECS: &[CodecFamily] =
+    &[plain::BF16, plain::F16, plain::F32, fp8_block::FAMILY, mxfp4::FAMILY, nvfp4::FAMILY, int::FAMILY];
+
+/// The codec that `name` says, such as `int4-g64`, `fp8-block` or `mxfp4`.
+///
+/// # Errors
+/// An unknown name (kind `Usage`), with the patterns of the known ones.
+pub fn codec(name: &str) -> Result<CodecRef> {
+    CODECS.iter().find_map(|family| (family.parse)(name)).ok_or_else(|| {
+        let known: Vec<_> = CODECS.iter().map(|family| family.pattern).collect();
+        Error::usage(format!("unknown codec {name:?}, known are {}", known.join(" ")))
+            .hint("int4-g64 is a good start; bf16 keeps everything")
+    })
+}
 
 /// A row-major f32 matrix, `[rows, cols]`; rows are outputs, columns are inputs.
 #[derive(Clone, Copy, Debug)]
@@ -72,3 +111,120 @@ pub trait Codec: Send + Sync + Debug {
 
 /// A codec, shared.
 pub type CodecRef = Arc<dyn Codec>;
+
+/// Compares `w` and `importance` with what every codec can take: a matrix with numbers in it, none of them NaN or
+/// infinite and none beyond `reach`, and one finite weight ≥ 0 a column. Returns the largest magnitude.
+pub(crate) fn check_input(isa: Isa, w: Matrix<'_>, importance: Option<&[f32]>, reach: Reach) -> Result<f32> {
+    check_shape(w.rows, w.cols)?;
+    if w.rows.checked_mul(w.cols) != Some(w.data.len()) {
+        return Err(Error::bad_data(format!(
+            "{} values for a matrix [{}, {}]",
+            w.data.len(),
+            w.rows,
+            w.cols
+        )));
+    }
+    if let Some(weights) = importance {
+        check_importance(isa, weights, w.cols)?;
+    }
+    let place = |i: usize| format!("at row {}, column {}", i / w.cols, i % w.cols);
+    let Some(largest) = numbers::max_magnitude(isa, w.data) else {
+        let i = w.data.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        let value = w.data.get(i).copied().unwrap_or(f32::NAN);
+        return Err(Error::bad_data(format!("weight {value} {}, expected finite numbers", place(i)))
+            .hint("the checkpoint is damaged, or was trained to overflow; compare its sha256"));
+    };
+    if largest > reach.largest {
+        let i = w.data.iter().position(|v| v.abs() > reach.largest).unwrap_or(0);
+        let value = w.data.get(i).copied().unwrap_or(largest);
+        let what = format!(
+            "weight {value:e} {} is beyond the {:e} that {} reaches",
+            place(i),
+            reach.largest,
+            reach.codec
+        );
+        return Err(Error::plan(what).hint("choose bf16 for this tensor in the recipe"));
+    }
+    Ok(largest)
+}
+
+/// Reach of the codecs with float scales: levels are rounded up by less than a factor of two, so that nothing within it
+/// decodes to infinity.
+pub(crate) const REACH_OF_FLOATS: f32 = f32::from_bits(254 << 23);
+
+/// The largest magnitude a codec can encode, and its name for the complaint.
+pub(crate) struct Reach {
+    pub codec: String,
+    pub largest: f32,
+}
+
+fn check_importance(isa: Isa, weights: &[f32], cols: usize) -> Result<()> {
+    if weights.len() != cols {
+        return Err(Error::bad_data(format!("{} importances for {cols} columns", weights.len())));
+    }
+    let sound = |v: f32| v.is_finite() && v >= 0.0;
+    if numbers::max_magnitude(isa, weights).is_none() || weights.iter().any(|&v| v < 0.0) {
+        let i = weights.iter().position(|&v| !sound(v)).unwrap_or(0);
+        let value = weights.get(i).copied().unwrap_or(f32::NAN);
+        return Err(Error::bad_data(format!(
+            "importance {value} of column {i}, expected a finite number ≥ 0"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a matrix without numbers or with more than a slice can hold.
+pub(crate) fn check_shape(rows: usize, cols: usize) -> Result<()> {
+    match rows.checked_mul(cols) {
+        Some(0) => Err(Error::plan(format!("a matrix [{rows}, {cols}] has no numbers to encode"))),
+        Some(n) if n <= isize::MAX as usize / 16 => Ok(()),
+        _ => Err(Error::plan(format!("a matrix [{rows}, {cols}] is larger than memory can be"))),
+    }
+}
+
+/// Compares planes and the wanted rows with `specs`, as every decoder must before it looks at a byte.
+pub(crate) fn check_planes(
+    specs: &[PlaneSpec],
+    planes: &[&[u8]],
+    rows: usize,
+    cols: usize,
+    first_row: usize,
+    out: &[f32],
+) -> Result<()> {
+    if planes.len() != specs.len() {
+        return Err(Error::bad_data(format!("{} planes, expected {}", planes.len(), specs.len())));
+    }
+    for (spec, plane) in specs.iter().zip(planes) {
+        if spec.bytes()? != plane.len() as u64 {
+            let (found, name, bytes) = (plane.len(), &spec.name, spec.bytes()?);
+            return Err(Error::bad_data(format!(
+                "{found} bytes in plane {name}, but shape {:?} of {} takes {bytes}",
+                spec.shape,
+                spec.dtype.name()
+            )));
+        }
+    }
+    let end = first_row.checked_add(out.len() / cols);
+    if out.len() % cols != 0 || end.is_none_or(|end| end > rows) {
+        let n = out.len();
+        return Err(Error::bad_data(format!(
+            "{n} values from row {first_row} on, of a matrix [{rows}, {cols}]"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moepack_format::Kind;
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        let e = codec("int7").unwrap_err();
+        assert_eq!(e.kind(), Kind::Usage);
+        for family in CODECS {
+            assert!(e.what().contains(family.pattern), "{e}");
+        }
+    }
+}

@@ -1,10 +1,18 @@
 //! Codecs, solvers and matrix kernels. Matrices, no files.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
+pub mod allocate;
+pub mod bits;
 pub mod codec;
 pub mod gemm;
 pub mod isa;
 pub mod math;
+pub mod minifloat;
+pub mod numbers;
+pub mod solve;
+pub mod stats;
 
-pub use codec::{Codec, CodecRef, Matrix, Planes};
+pub use codec::{Codec, CodecRef, Matrix, Planes, codec};
 pub use isa::Isa;
+pub use solve::{Solver, solver};
+pub use stats::ColumnStats;

@@ -1,0 +1,219 @@
+//! `nvfp4`: E2M1 levels, an E4M3 scale for every 16 columns, one f32 scale for the matrix (NVIDIA).
+//!
+//! A row must be a multiple of 16 columns. Planes of a `[rows, cols]` matrix:
+//!
+//! ```text
+//!  blocks        U8       [rows, cols/2]    levels, two a byte, low nibble first
+//!  scales        F8_E4M3  [rows, cols/16]
+//!  global_scale  F32      [1]
+//!
+//!  byte of `blocks`                nibble
+//!     7     4 3     0               3  2 1  0
+//!  +---------+---------+         +---+-----+---+
+//!  | column 1| column 0|         | s | e e | m |     0 ½ 1 1½ 2 3 4 6 and their negatives
+//!  +---------+---------+         +---+-----+---+
+//!
+//!  value = level × (scale × global_scale)              both products rounded to f32
+//! ```
+//!
+//! The global scale multiplies, as in ModelOpt (`weight_scale_2`); compressed-tensors stores its reciprocal. Encoding
+//! takes global_scale = largest magnitude / (6 × 256), which leaves room above for the largest group to choose a scale
+//! up to 448/256 as large: mapping its maximum to 4 instead of 6 often costs less. Of the E4M3 numbers around
+//! maximum/6 each group takes the one with the least squared error.
+//!
+//! - Zero keeps its sign. A group of zeros has scale 0; a matrix of zeros global scale 1.
+//! - NaN, infinity and magnitudes above 2^127 are refused when encoding. A NaN scale makes its group decode to NaN,
+//!   and so does a global scale that is NaN or infinite.
+//! - A group whose maximum is below 2^-9/256 of the matrix's becomes zero.
+//!
+//! 4.5 bits per weight, and 32 bits a matrix.
+
+use std::sync::Arc;
+
+use moepack_format::{Dtype, Error, PlaneSpec, Result};
+
+use super::lanes::{Groups, LANES, Lanes, max_magnitude};
+use super::{
+    Codec, CodecFamily, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input, check_planes, check_shape,
+};
+use crate::isa::Isa;
+use crate::minifloat::{E2M1_MAX, NAN_BITS, e2m1_to_f32, e4m3_to_f32, f32_to_e2m1, f32_to_e4m3, round_e2m1};
+use crate::per_isa;
+
+/// Row of the table.
+pub const FAMILY: CodecFamily = CodecFamily {
+    pattern: "nvfp4",
+    doc: "NVFP4: E2M1 levels, an E4M3 scale for every 16 and one f32 scale",
+    examples: &["nvfp4"],
+    parse: |name| (name == "nvfp4").then(|| Arc::new(Nvfp4) as _),
+};
+
+/// Columns that share a scale.
+const GROUP: usize = 16;
+/// The E4M3 scale that maps the matrix's largest magnitude to 6.
+const LARGEST_SCALE: f32 = 256.0;
+/// E4M3 codes that are tried, relative to the one that maps a group's maximum to 6; eight codes are an octave.
+const OFFSETS: [i32; 8] = [0, -2, -1, 1, 2, 3, 4, 5];
+
+/// NVFP4, which has no parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nvfp4;
+
+impl Codec for Nvfp4 {
+    fn name(&self) -> String {
+        "nvfp4".to_owned()
+    }
+
+    fn planes(&self, rows: usize, cols: usize) -> Result<Vec<PlaneSpec>> {
+        check_shape(rows, cols)?;
+        if !cols.is_multiple_of(GROUP) {
+            return Err(Error::plan(format!("{cols} columns, but nvfp4 needs a multiple of {GROUP}"))
+                .hint("int4-g32 takes any number of columns"));
+        }
+        let (rows, cols) = (rows as u64, cols as u64);
+        Ok(vec![
+            PlaneSpec::new("blocks", Dtype::U8, &[rows, cols / 2]),
+            PlaneSpec::new("scales", Dtype::F8E4m3, &[rows, cols / GROUP as u64]),
+            PlaneSpec::new("global_scale", Dtype::F32, &[1]),
+        ])
+    }
+
+    fn encode(&self, isa: Isa, w: Matrix<'_>, importance: Option<&[f32]>) -> Result<Planes> {
+        self.planes(w.rows, w.cols)?;
+        let reach = Reach { codec: self.name(), largest: REACH_OF_FLOATS };
+        let largest = check_input(isa, w, importance, reach)?;
+        let groups = Groups { rows: w.rows, cols: w.cols, size: GROUP };
+        let importance = importance.map(|i| groups.normalise(i));
+        let global = global_scale(largest);
+        let mut blocks = vec![0; w.data.len() / 2];
+        let mut scales = vec![0; w.data.len() / GROUP];
+        encode_matrix(isa, groups, w, importance.as_deref(), global, &mut blocks, &mut scales);
+        Ok(vec![blocks, scales, global.to_le_bytes().to_vec()])
+    }
+
+    fn decode(
+        &self,
+        isa: Isa,
+        planes: &[&[u8]],
+        rows: usize,
+        cols: usize,
+        first_row: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        check_planes(&self.planes(rows, cols)?, planes, rows, cols, first_row, out)?;
+        let (Some(blocks), Some(scales)) = (planes.first(), planes.get(1)) else {
+            return Err(Error::bad_data("planes are missing"));
+        };
+        let global = planes.get(2).and_then(|p| p.first_chunk()).map(|b| f32::from_le_bytes(*b));
+        let global = global.filter(|g| g.is_finite()).unwrap_or(f32::from_bits(NAN_BITS));
+        let start = first_row * cols;
+        decode_groups(isa, &blocks[start / 2..], &scales[start / GROUP..], global, out);
+        Ok(())
+    }
+}
+
+fn global_scale(largest: f32) -> f32 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    // A normal number, so that its reciprocal is finite.
+    (largest / (E2M1_MAX * LARGEST_SCALE)).max(f32::MIN_POSITIVE)
+}
+
+per_isa! {
+    fn encode_matrix(
+        groups: Groups,
+        w: Matrix<'_>,
+        importance: Option<&[f32]>,
+        global: f32,
+        blocks: &mut [u8],
+        scales: &mut [u8],
+    ) = encode_matrix_body;
+}
+per_isa! {
+    fn decode_groups(blocks: &[u8], scales: &[u8], global: f32, out: &mut [f32]) = decode_groups_body;
+}
+
+#[inline(always)]
+fn encode_matrix_body(
+    groups: Groups,
+    w: Matrix<'_>,
+    importance: Option<&[f32]>,
+    global: f32,
+    blocks: &mut [u8],
+    scales: &mut [u8],
+) {
+    let mut x = [Lanes::ZERO; GROUP];
+    let mut weights = [Lanes::splat(1.0); GROUP];
+    for first in (0..groups.count()).step_by(LANES) {
+        groups.load(w, first, &mut x);
+        if let Some(importance) = importance {
+            groups.load_importance(importance, first, &mut weights);
+        }
+        let found = fit(&x, &weights, global);
+        for l in 0..LANES.min(groups.count() - first) {
+            let group = first + l;
+            scales[group] = found[l];
+            let values = &w.data[group * GROUP..(group + 1) * GROUP];
+            quantize(found[l], global, values, &mut blocks[group * GROUP / 2..(group + 1) * GROUP / 2]);
+        }
+    }
+}
+
+/// The best scale code of each of sixteen groups; 0 where all weights are better off as zero.
+#[inline(always)]
+fn fit(x: &[Lanes; GROUP], weights: &[Lanes; GROUP], global: f32) -> [u8; LANES] {
+    let largest = max_magnitude(x).map(|m| m / global);
+    let centre = largest.map(|m| m / E2M1_MAX);
+    let mut best = [0; LANES];
+    let mut least = Lanes::splat(f32::INFINITY);
+    for offset in OFFSETS {
+        let mut code = [0; LANES];
+        let (mut scale, mut inverse) = (Lanes::ZERO, Lanes::ZERO);
+        for l in 0..LANES {
+            code[l] = (i32::from(f32_to_e4m3(centre.0[l])) + offset).clamp(1, 0x7e);
+            scale.0[l] = e4m3_to_f32(code[l] as u8);
+            inverse.0[l] = inverse_of(scale.0[l], global);
+        }
+        let mut error = Lanes::ZERO;
+        for (x, w) in x.iter().zip(weights) {
+            for l in 0..LANES {
+                let y = x.0[l] * inverse.0[l];
+                let e = y - round_e2m1(y);
+                error.0[l] += w.0[l] * (e * e);
+            }
+        }
+        for l in 0..LANES {
+            let total = error.0[l] * (scale.0[l] * scale.0[l]);
+            let better = total < least.0[l] && largest.0[l] > 0.0;
+            least.0[l] = if better { total } else { least.0[l] };
+            best[l] = if better { code[l] as u8 } else { best[l] };
+        }
+    }
+    best
+}
+
+/// What weights are multiplied by to become levels; 0 for scale 0.
+#[inline(always)]
+fn inverse_of(scale: f32, global: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / (scale * global) }
+}
+
+#[inline(always)]
+fn quantize(code: u8, global: f32, values: &[f32], out: &mut [u8]) {
+    let inverse = inverse_of(e4m3_to_f32(code), global);
+    for (o, v) in out.iter_mut().zip(values.as_chunks::<2>().0) {
+        *o = f32_to_e2m1(v[0] * inverse) | f32_to_e2m1(v[1] * inverse) << 4;
+    }
+}
+
+#[inline(always)]
+fn decode_groups_body(blocks: &[u8], scales: &[u8], global: f32, out: &mut [f32]) {
+    let groups = out.as_chunks_mut::<GROUP>().0.iter_mut().zip(blocks.as_chunks::<{ GROUP / 2 }>().0);
+    for ((out, block), &scale) in groups.zip(scales) {
+        let scale = e4m3_to_f32(scale) * global;
+        for (o, &pair) in out.as_chunks_mut::<2>().0.iter_mut().zip(block) {
+            *o = [e2m1_to_f32(pair & 15) * scale, e2m1_to_f32(pair >> 4) * scale];
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `weighted`: as `rtn`, but an error in a column counts as much as that column's inputs are large.
+//!
+//! The output error of `y = W x` is `Σ_j (ŵ_ij − w_ij) x_j`; if inputs of different columns are uncorrelated, its mean
+//! square is `Σ_j (ŵ_ij − w_ij)² E[x_j²]`. So the importance of column `j` is `E[x_j²]`, measured on the tokens that
+//! were routed to this very expert.
+//!
+//! What was measured on few tokens is not believed to the letter. A column that happened to be silent still gets some
+//! weight: with `n` tokens, mean `m` over all columns, and second moments `h`,
+//!
+//! ```text
+//!  importance_j = (n · h_j + PRIOR · m) / (n + PRIOR) + FLOOR · m
+//! ```
+//!
+//! An expert that saw no token has no importance at all and is rounded as `rtn` does.
+
+use moepack_format::{Error, Result};
+
+use super::Solver;
+use crate::codec::{Codec, Matrix, Planes};
+use crate::isa::Isa;
+use crate::stats::ColumnStats;
+
+/// Tokens' worth of belief that all columns are alike.
+const PRIOR: f64 = 8.0;
+/// Share of the mean that every column gets.
+const FLOOR: f64 = 0.01;
+
+/// Round to nearest by importance.
+pub struct Weighted;
+
+impl Solver for Weighted {
+    fn name(&self) -> &'static str {
+        "weighted"
+    }
+
+    fn doc(&self) -> &'static str {
+        "scales with the least squared error in the output, by second moments from calibration"
+    }
+
+    fn needs_stats(&self) -> bool {
+        true
+    }
+
+    fn solve(
+        &self,
+        isa: Isa,
+        w: Matrix<'_>,
+        codec: &dyn Codec,
+        stats: Option<&ColumnStats>,
+    ) -> Result<Planes> {
+        let importance = match stats {
+            Some(stats) if stats.second_moment.len() != w.cols => {
+                let found = stats.second_moment.len();
+                return Err(Error::bad_data(format!("stats of {found} columns for a matrix of {}", w.cols)));
+            }
+            Some(stats) => importance(stats),
+            None => None,
+        };
+        codec.encode(isa, w, importance.as_deref())
+    }
+}
+
+/// Importance of each column, relative to the mean; `None` if nothing was learnt.
+fn importance(stats: &ColumnStats) -> Option<Vec<f32>> {
+    let moments = stats.second_moment.iter().map(|&h| f64::from(h));
+    let mean = moments.clone().sum::<f64>() / stats.second_moment.len() as f64;
+    if stats.n_tokens == 0 || !mean.is_finite() || mean <= 0.0 {
+        return None;
+    }
+    let n = stats.n_tokens as f64;
+    Some(moments.map(|h| ((n * h / mean + PRIOR) / (n + PRIOR) + FLOOR) as f32).collect())
+}
