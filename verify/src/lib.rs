@@ -1,5 +1,6 @@
 //! Reference forward pass and drift metrics.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
+pub mod drift;
 pub mod text;
 pub mod tokens;
