@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""llm-compressor's model_free W4A16 (group 128, round to nearest), in the environment of requirements-llmc.txt.
+
+    python llmc_peer.py CHECKPOINT OUT THREADS
+"""
+
+import sys
+
+import torch
+from llmcompressor import model_free_ptq
+
+checkpoint, out, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+# Embedding, head and router stay as they are, as in moepack's default recipe.
+model_free_ptq(checkpoint, out, scheme="W4A16", ignore=["lm_head", "re:.*embed_tokens$", "re:.*mlp.gate$"], device="cpu")
