@@ -64,6 +64,20 @@ impl AtomicFile {
         written.map_err(|e| Error::output(&e, "write", &self.final_path).at_byte(offset))
     }
 
+    /// Appends `bytes` zeros.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::append`].
+    pub fn append_zeros(&mut self, mut bytes: u64) -> Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while bytes > 0 {
+            let chunk = ZEROS.get(..usize::try_from(bytes).unwrap_or(usize::MAX)).unwrap_or(&ZEROS);
+            self.append(chunk)?;
+            bytes -= chunk.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Leaves `bytes` free for a later `write_at`; `append` continues behind them.
     pub fn skip(&mut self, bytes: u64) {
         self.end = self.end.saturating_add(bytes);
@@ -226,6 +240,20 @@ mod tests {
     }
 
     #[test]
+    fn zeros_of_any_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.append(b"x").unwrap();
+        file.append_zeros(10_000).unwrap();
+        file.append_zeros(0).unwrap();
+        file.commit().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!((bytes.len(), bytes[0]), (10_001, b'x'));
+        assert!(bytes[1..].iter().all(|&b| b == 0));
+    }
+
+    #[test]
     fn leaves_nothing_when_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = AtomicFile::create(&dir.path().join("out")).unwrap();
@@ -259,6 +287,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut file = AtomicFile::create(&dir.path().join("out")).unwrap();
         file.append(b"abc").unwrap();
+        assert_eq!(file.path(), dir.path().join("out"));
         let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(file.sha256().unwrap(), want);
     }

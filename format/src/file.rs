@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::handles::Handle;
 
 /// Bytes read at a time when a whole file is streamed.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -20,10 +21,11 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 /// How often a read that failed with an I/O error is tried again: flaky disks and network file systems.
 const READ_RETRIES: usize = 3;
 
-/// A regular file, open for positioned reads. Clones share the descriptor.
+/// A regular file, open for positioned reads. Clones share the descriptor, which is closed and reopened
+/// behind the scenes when a process has too many.
 #[derive(Clone, Debug)]
 pub struct InputFile {
-    file: Arc<File>,
+    handle: Arc<Handle>,
     path: PathBuf,
     len: u64,
 }
@@ -45,13 +47,12 @@ impl InputFile {
     /// operating system says.
     pub fn open(path: &Path) -> Result<InputFile> {
         // Without O_NONBLOCK the open of a FIFO would wait for a writer for ever.
-        let file = open_with(path, OFlags::NONBLOCK)?;
-        let meta = file.metadata().map_err(|e| Error::io(&e, "stat", path))?;
+        let (handle, meta) = Handle::open(path, OFlags::NONBLOCK)?;
         if !meta.is_file() {
             let kind = file_kind(&meta);
             return Err(Error::bad_data(format!("{kind}, expected a regular file")).in_file(path));
         }
-        Ok(InputFile { file: Arc::new(file), path: path.to_path_buf(), len: meta.len() })
+        Ok(InputFile { handle, path: path.to_path_buf(), len: meta.len() })
     }
 
     /// The path it was opened with.
@@ -75,7 +76,7 @@ impl InputFile {
     /// `BadData` with both offsets if the file ends before; `Io` with the offset if the disk fails repeatedly.
     pub fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let wanted = buf.len();
-        let got = read_at_most(&self.file, offset, buf)
+        let got = read_at_most(&*self.handle.file()?, offset, buf)
             .map_err(|(e, at)| Error::io(&e, "read", &self.path).at_byte(at))?;
         if got == wanted {
             return Ok(());
@@ -89,7 +90,7 @@ impl InputFile {
     /// # Errors
     /// What the operating system says.
     pub fn fingerprint(&self) -> Result<Fingerprint> {
-        let meta = self.file.metadata().map_err(|e| Error::io(&e, "stat", &self.path))?;
+        let meta = self.handle.file()?.metadata().map_err(|e| Error::io(&e, "stat", &self.path))?;
         let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
         Ok(Fingerprint { bytes: meta.len(), mtime_ns })
     }

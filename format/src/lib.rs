@@ -6,18 +6,37 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 #![forbid(unsafe_code)]
 
+pub mod aligned;
 pub mod atomic;
+pub mod bank;
+pub mod bundle;
+pub mod contain;
 pub mod dtype;
 pub mod error;
 pub mod file;
+mod handles;
+pub mod index;
+pub mod layout;
 pub mod limits;
+pub mod manifest;
 pub mod safetensors;
+pub mod trunk;
 
+pub use aligned::AlignedBuf;
 pub use atomic::AtomicFile;
+pub use bank::{
+    ALIGN_DEFAULT, Bank, BankSummary, BankWriter, PartBytes, PartInfo, PartSpec, PartView, PlaneInfo,
+    ReadOptions, Record,
+};
+pub use bundle::Bundle;
 pub use dtype::Dtype;
 pub use error::{Context, Error, Kind, Result};
 pub use file::{Fingerprint, InputFile};
+pub use index::RecordEntry;
+pub use layout::{TENSOR_ALIGN, is_pad};
+pub use manifest::Manifest;
 pub use safetensors::{Header, TensorInfo};
+pub use trunk::{FileSummary, TrunkFile, TrunkWriter, trunk_name};
 
 /// One array inside a coded matrix: `codes`, `scales` … Stored as one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]

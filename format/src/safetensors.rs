@@ -234,7 +234,7 @@ fn index_names(tensors: &[TensorInfo]) -> Result<Vec<u32>> {
 }
 
 /// A name that may be given to a tensor.
-fn check_name(name: &str, n_before: usize) -> Result<()> {
+pub(crate) fn check_name(name: &str, n_before: usize) -> Result<()> {
     if name.is_empty() {
         return Err(Error::bad_data("a tensor without a name"));
     }

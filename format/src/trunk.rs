@@ -1,0 +1,294 @@
+//! Trunk files: every tensor that is no routed expert, in plain safetensors files that may be mapped.
+//!
+//! Each tensor starts at a multiple of 256; gaps are tensors `__pad__.N`. Names, types and shapes are known before
+//! the first byte, so the header is written first and everything is written and hashed in one pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::PlaneSpec;
+use crate::atomic::AtomicFile;
+use crate::bank::{FILE_VERSION, INDEX, check_file_version};
+use crate::error::{Context, Error, Result};
+use crate::file::{InputFile, hex};
+use crate::layout::{TENSOR_ALIGN, TensorList, align_up, header_bytes, is_pad};
+use crate::limits::DIMS_MAX;
+use crate::safetensors::{Header, METADATA, check_name};
+
+/// What `format` says in a trunk file's string table.
+pub const TRUNK_FORMAT: &str = "moepack.trunk";
+
+/// Where a trunk is split unless something else is asked for: what hubs like to serve.
+pub const TRUNK_BYTES_DEFAULT: u64 = 5_000_000_000;
+
+/// The file name of the `nth` trunk file, from 1, of `count`.
+pub fn trunk_name(nth: usize, count: usize) -> String {
+    format!("trunk-{nth:05}-of-{count:05}.safetensors")
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSummary {
+    /// File name without directory.
+    pub file: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Bytes of all tensors but the pads.
+    pub payload_bytes: u64,
+    /// Bytes of all pads.
+    pub padding_bytes: u64,
+}
+
+/// Splits tensors, in order, into files of at most `bytes_max`; a tensor that is larger gets its own.
+///
+/// # Errors
+/// A size beyond 64 bits.
+pub fn split_trunk(tensors: &[PlaneSpec], bytes_max: u64) -> Result<Vec<Range<usize>>> {
+    let mut files = Vec::new();
+    let (mut first, mut total) = (0, 0_u64);
+    for (i, tensor) in tensors.iter().enumerate() {
+        let bytes = tensor.bytes().and_then(|n| align_up(n, TENSOR_ALIGN)).in_tensor(&tensor.name)?;
+        if i > first && total.saturating_add(bytes) > bytes_max {
+            files.push(first..i);
+            (first, total) = (i, 0);
+        }
+        total = total.saturating_add(bytes);
+    }
+    if first < tensors.len() {
+        files.push(first..tensors.len());
+    }
+    Ok(files)
+}
+
+/// A trunk file that is being written. Tensors come in the order in which they were announced.
+#[derive(Debug)]
+pub struct TrunkWriter {
+    file: AtomicFile,
+    hash: Sha256,
+    list: TensorList,
+    data_offset: u64,
+    /// Place in `list` of the tensor that is being written.
+    current: usize,
+    payload_bytes: u64,
+}
+
+impl TrunkWriter {
+    /// Starts a file of these tensors (a plane's spec is just a name, a dtype and a shape).
+    ///
+    /// # Errors
+    /// Names that are reserved or used twice, impossible shapes, or what the operating system says.
+    pub fn create(path: &Path, tensors: &[PlaneSpec]) -> Result<TrunkWriter> {
+        let list = lay_out(tensors).in_file(path)?;
+        let entries = [("format", TRUNK_FORMAT), ("format_version", FILE_VERSION)];
+        let strings: BTreeMap<_, _> = entries.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let json = list.json(&strings)?;
+        let data_offset = align_up(8 + json.len() as u64, TENSOR_ALIGN)?;
+        let file = AtomicFile::create(path)?;
+        let hash = Sha256::new();
+        let mut new = TrunkWriter { file, hash, list, data_offset, current: 0, payload_bytes: 0 };
+        new.append(&header_bytes(&json, data_offset)?)?;
+        new.skip_finished()?;
+        Ok(new)
+    }
+
+    /// Appends bytes of the tensor `name`, which may come in any number of chunks.
+    ///
+    /// # Errors
+    /// Another tensor is due, more bytes than it has, or a failed write.
+    pub fn write(&mut self, name: &str, chunk: &[u8]) -> Result<()> {
+        let at = self.file.position();
+        let due = self.list.tensors().get(self.current).map(|(t, _, end)| (t.name.as_str(), *end));
+        let Some((_, end)) = due.filter(|(due, _)| *due == name) else {
+            let what = format!("{name:?} is written, expected {:?}", due.map(|(due, _)| due));
+            return Err(Error::bad_data(what).in_file(self.file.path()).at_byte(at));
+        };
+        let left = end.saturating_add(self.data_offset).saturating_sub(at);
+        if chunk.len() as u64 > left {
+            let what = format!("{} bytes are written, but {left} are left", chunk.len());
+            return Err(Error::bad_data(what).in_file(self.file.path()).in_tensor(name).at_byte(at));
+        }
+        self.append(chunk)?;
+        self.payload_bytes += chunk.len() as u64;
+        self.skip_finished()
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// Tensors that were not written whole, or a failed write.
+    pub fn finish(self) -> Result<FileSummary> {
+        let path = self.file.path();
+        if let Some((tensor, ..)) = self.list.tensors().get(self.current) {
+            return Err(Error::bad_data("not written whole").in_file(path).in_tensor(&tensor.name));
+        }
+        let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let summary = FileSummary {
+            file,
+            bytes: self.file.position(),
+            sha256: hex(&self.hash.finalize()),
+            payload_bytes: self.payload_bytes,
+            padding_bytes: self.list.padding_bytes(),
+        };
+        self.file.commit()?;
+        Ok(summary)
+    }
+
+    /// Moves on to the next tensor that has bytes left to come, writing pads on the way.
+    fn skip_finished(&mut self) -> Result<()> {
+        while let Some((tensor, start, end)) = self.list.tensors().get(self.current) {
+            if is_pad(&tensor.name) {
+                let zeros = [0; TENSOR_ALIGN as usize];
+                let gap = (end - start) as usize;
+                self.append(zeros.get(..gap).unwrap_or(&zeros))?;
+            } else if self.file.position() < end.saturating_add(self.data_offset) {
+                return Ok(());
+            }
+            self.current += 1;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        self.file.append(bytes)
+    }
+}
+
+fn lay_out(tensors: &[PlaneSpec]) -> Result<TensorList> {
+    let mut list = TensorList::default();
+    let mut names = BTreeSet::new();
+    for (i, tensor) in tensors.iter().enumerate() {
+        check_name(&tensor.name, i)?;
+        check_tensor(tensor, names.insert(&tensor.name)).in_tensor(&tensor.name)?;
+        list.pad_to(TENSOR_ALIGN)?;
+        list.push(tensor.clone())?;
+    }
+    Ok(list)
+}
+
+fn check_tensor(tensor: &PlaneSpec, is_new: bool) -> Result<()> {
+    let name = &tensor.name;
+    if !is_new {
+        return Err(Error::bad_data("this name is used twice"));
+    }
+    if is_pad(name) || name == INDEX || name == METADATA {
+        return Err(Error::bad_data("this name is reserved in bundles"));
+    }
+    let n_dims = tensor.shape.len();
+    if n_dims > DIMS_MAX {
+        return Err(Error::bad_data(format!("{n_dims} dimensions, expected at most {DIMS_MAX}")));
+    }
+    Ok(())
+}
+
+/// A trunk file, open for reading.
+#[derive(Clone, Debug)]
+pub struct TrunkFile {
+    /// The file.
+    pub file: InputFile,
+    /// Its header; pads are among the tensors.
+    pub header: Header,
+}
+
+impl TrunkFile {
+    /// Opens and checks a trunk file.
+    ///
+    /// # Errors
+    /// `BadData` if it is none, or of a version that is not ours to read.
+    pub fn open(path: &Path) -> Result<TrunkFile> {
+        let file = InputFile::open(path)?;
+        let header = Header::read(&file)?;
+        check_file_version(&header.metadata, TRUNK_FORMAT).in_file(path)?;
+        Ok(TrunkFile { file, header })
+    }
+
+    /// Start and end of every pad of the file.
+    pub fn pads(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.header.tensors.iter().filter(|t| is_pad(&t.name)).map(|t| (t.start, t.end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    fn specs() -> Vec<PlaneSpec> {
+        vec![
+            PlaneSpec::new("empty", Dtype::F32, &[0, 3]),
+            PlaneSpec::new("a", Dtype::U8, &[300]),
+            PlaneSpec::new("b", Dtype::F32, &[2, 2]),
+            PlaneSpec::new("none", Dtype::F32, &[0]),
+            PlaneSpec::new("scalar", Dtype::Bf16, &[]),
+            PlaneSpec::new("last", Dtype::F32, &[0]),
+        ]
+    }
+
+    #[test]
+    fn what_is_written_opens_in_the_stock_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(trunk_name(1, 1));
+        let mut w = TrunkWriter::create(&path, &specs()).unwrap();
+        let a: Vec<u8> = (0..300).map(|i| i as u8).collect();
+        w.write("a", &a[..100]).unwrap();
+        w.write("a", &a[100..]).unwrap();
+        w.write("b", &[7; 16]).unwrap();
+        w.write("scalar", &[1, 2]).unwrap();
+        let summary = w.finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(summary.bytes, bytes.len() as u64);
+        assert_eq!((summary.payload_bytes, summary.padding_bytes), (318, 212 + 240 + 254));
+        let stock = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(stock.tensor("a").unwrap().data(), a);
+        assert_eq!(stock.tensor("b").unwrap().shape(), [2, 2]);
+        assert_eq!(stock.tensor("scalar").unwrap().data(), [1, 2]);
+        assert_eq!(stock.tensor("empty").unwrap().shape(), [0, 3]);
+        let ours = TrunkFile::open(&path).unwrap();
+        assert_eq!(ours.file.sha256(&|| false).unwrap(), summary.sha256);
+        assert!(specs().iter().all(|s| ours.header.get(&s.name).unwrap().start % TENSOR_ALIGN == 0));
+        assert_eq!(ours.pads().count(), 3);
+    }
+
+    #[test]
+    fn tensors_come_whole_and_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t");
+        let mut w = TrunkWriter::create(&path, &specs()).unwrap();
+        let e = w.write("b", &[0]).unwrap_err();
+        assert_eq!(e.what(), r#""b" is written, expected Some("a")"#);
+        let e = w.write("a", &[0; 301]).unwrap_err();
+        assert_eq!(e.what(), "301 bytes are written, but 300 are left");
+        w.write("a", &[0; 299]).unwrap();
+        let e = w.finish().unwrap_err();
+        assert_eq!((e.what(), e.tensor()), ("not written whole", Some("a")));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn names_that_cannot_be_stored() {
+        let refuse = |names: &[&str], what: &str| {
+            let specs: Vec<_> = names.iter().map(|n| PlaneSpec::new(n, Dtype::U8, &[1])).collect();
+            let e = TrunkWriter::create(Path::new("/nowhere/t"), &specs).unwrap_err();
+            assert_eq!(e.what(), what);
+        };
+        refuse(&["a", "b", "a"], "this name is used twice");
+        refuse(&["__pad__.7"], "this name is reserved in bundles");
+        refuse(&["__metadata__"], "this name is reserved in bundles");
+        refuse(&[""], "a tensor without a name");
+    }
+
+    #[test]
+    fn splits_where_the_limit_is() {
+        let t = |n: u64| PlaneSpec::new("t", Dtype::U8, &[n]);
+        let tensors = [t(256), t(1), t(256), t(5000), t(1)];
+        assert_eq!(split_trunk(&tensors, 512).unwrap(), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(split_trunk(&tensors, u64::MAX).unwrap(), [0..5]);
+        assert!(split_trunk(&[], 1).unwrap().is_empty());
+    }
+}
