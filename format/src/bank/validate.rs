@@ -128,7 +128,7 @@ fn check_places(rows: &[RecordEntry], table: &Table, index_end: u64, file_len: u
 }
 
 fn check_multiple(what: &str, offset: u64, align: u64) -> Result<()> {
-    if offset % align == 0 {
+    if offset.is_multiple_of(align) {
         return Ok(());
     }
     Err(Error::bad_data(format!("{what} at byte {offset}, expected a multiple of {align}")))
