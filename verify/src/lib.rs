@@ -2,5 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
 pub mod drift;
+pub mod gates;
+pub mod report;
 pub mod text;
 pub mod tokens;

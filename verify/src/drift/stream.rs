@@ -17,6 +17,7 @@ pub struct LayerDrift {
     /// Index of the layer in the backbone.
     pub layer: usize,
     /// Relative error of the residual stream behind this layer.
+    #[serde(deserialize_with = "crate::report::nan_for_null")]
     pub rel_error: f64,
     /// Mean over tokens of the share of experts chosen by both; none in a dense layer.
     pub routing_overlap: Option<f64>,
