@@ -47,7 +47,7 @@ pub fn matmul_t(isa: Isa, x: &[f32], w: &[f32], t: usize, k: usize, n: usize, ou
 }
 
 /// A weight `[n, k]` in panel order, ready for products with any number of row blocks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PackedWeights {
     n: usize,
     k: usize,
@@ -77,7 +77,7 @@ impl PackedWeights {
     /// # Panics
     /// If `w` is shorter than its shape.
     pub fn pack(w: &[f32], n: usize, k: usize) -> Self {
-        let mut packed = PackedWeights { n: 0, k: 0, lanes: Vec::new() };
+        let mut packed = PackedWeights::default();
         packed.repack(Rows { data: w, stride: k }, n, k);
         packed
     }

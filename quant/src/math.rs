@@ -164,6 +164,13 @@ fn scaled_body(x: &[f32], factor: f32, weight: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
+fn scale_body(x: &mut [f32], factor: f32, weight: &[f32]) {
+    for (x, &w) in x.iter_mut().zip(weight) {
+        *x = *x * factor * w;
+    }
+}
+
+#[inline(always)]
 fn silu_mul_body(gate: &mut [f32], up: &[f32]) {
     for (g, &u) in gate.iter_mut().zip(up) {
         *g = silu(*g) * u;
@@ -223,6 +230,10 @@ per_isa! {
 per_isa! {
     /// out = x · factor · weight, value by value.
     pub fn scaled(x: &[f32], factor: f32, weight: &[f32], out: &mut [f32]) = scaled_body;
+}
+per_isa! {
+    /// x = x · factor · weight, value by value.
+    pub fn scale(x: &mut [f32], factor: f32, weight: &[f32]) = scale_body;
 }
 per_isa! {
     /// gate = silu(gate) · up
@@ -377,6 +388,7 @@ mod tests {
                 run(&|y| softmax(isa, y, None));
                 run(&|y| softmax(isa, y, Some(0.25)));
                 run(&|y| rms_norm(isa, &x, &w, 1e-5, y));
+                run(&|y| scale(isa, y, 0.7, &w));
                 run(&|y| silu_mul(isa, y, &w));
                 run(&|y| clamped_swish(isa, y, &w, 1.702, 7.0));
                 run(&|y| add_scaled(isa, y, 0.3, &w));

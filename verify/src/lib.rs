@@ -4,5 +4,6 @@
 pub mod drift;
 pub mod gates;
 pub mod report;
+pub mod forward;
 pub mod text;
 pub mod tokens;

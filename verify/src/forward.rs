@@ -1,0 +1,191 @@
+//! The reference forward pass in f32: what a model computes, put together from the parts its [`ModelSpec`] names.
+//!
+//! It is layer-major: a layer's weights are loaded once and all tokens of all windows pass through, then the next
+//! layer. [`run`] is the whole of it and can be read as the manual; the engine makes the same calls and does more
+//! between them:
+//!
+//! ```text
+//! stream = embed(weights, windows)                                    [tokens, hidden]
+//! for each layer:
+//!     layer = LayerWeights::load(weights, layer)
+//!     layer.attention(windows, stream)                                stream += attention(norm(stream))
+//!     without experts:  layer.dense(stream)                           stream += mlp(norm(stream))
+//!     with experts:     pass = MoePass::begin(layer, stream)          router: who gets which token
+//!                       for each expert, any thread:  out = pass.run_expert(expert, weights)
+//!                       in ascending order:           sum.add(out)
+//!                       stream.add(pass.finish(sum))                  shared experts, residual
+//! Head::load(weights).nll(windows, stream)
+//! ```
+//!
+//! The bits do not depend on the number of threads or the instruction set: products are chains in k order, sums have
+//! a fixed tree, and experts are added in ascending order.
+
+mod attention;
+mod experts;
+mod gqa;
+mod head;
+mod layer;
+mod linear;
+mod mla;
+mod moe;
+mod norm;
+mod ordered;
+mod rope;
+mod router;
+
+use moepack_convert::spec::{ModelSpec, Role};
+use moepack_convert::tensor::{Expert, Tensor};
+use moepack_format::{Error, Result};
+use moepack_quant::{Isa, math};
+use rayon::prelude::*;
+
+pub use experts::GatedMlp;
+pub use head::{Head, HeadScratch};
+pub use layer::LayerWeights;
+pub use moe::{ExpertOutput, MoePass, Observer, RoutedSum};
+pub use ordered::ordered;
+pub use router::{Assigned, Routing};
+
+use crate::tokens::Windows;
+
+/// Where a forward pass gets its weights. A checkpoint and a bundle are one; the engine puts coded experts into
+/// another.
+pub trait Weights: Sync {
+    /// The description of the model.
+    fn spec(&self) -> &ModelSpec;
+
+    /// A trunk tensor, decoded. `layer` is `None` for embedding, final norm and head.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it cannot be read.
+    fn trunk(&self, layer: Option<usize>, role: Role) -> Result<Tensor>;
+
+    /// A routed expert, decoded.
+    ///
+    /// # Errors
+    /// There is no such expert, or it cannot be read.
+    fn expert(&self, layer: usize, expert: usize) -> Result<Expert>;
+}
+
+/// The residual stream: one row a token, windows one after the other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stream {
+    /// Length of a row.
+    pub width: usize,
+    /// `[tokens, width]`
+    pub hidden: Vec<f32>,
+}
+
+impl Stream {
+    /// Number of rows.
+    pub fn n_tokens(&self) -> usize {
+        self.hidden.len() / self.width.max(1)
+    }
+
+    /// One token's row.
+    pub fn row(&self, token: usize) -> &[f32] {
+        &self.hidden[token * self.width..][..self.width]
+    }
+
+    /// Adds `delta`, `[tokens, width]`.
+    pub fn add(&mut self, isa: Isa, delta: &[f32]) {
+        let rows = ROWS * self.width.max(1);
+        let parts = self.hidden.par_chunks_mut(rows).zip(delta.par_chunks(rows));
+        parts.for_each(|(hidden, delta)| math::add(isa, hidden, delta));
+    }
+}
+
+/// Rows that are worked on together: as many as make a matrix kernel fast while buffers stay in the cache.
+const ROWS: usize = 192;
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Layer in work; `n_layers` while the head runs.
+    pub layer: usize,
+    /// Layers of the model.
+    pub n_layers: usize,
+    /// Experts of this layer that are done.
+    pub experts_done: usize,
+    /// Routed experts of this layer.
+    pub n_experts: usize,
+}
+
+/// Told of progress; an error it returns (the user's interrupt) ends the run.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) -> Result<()> + Sync);
+
+/// Runs the whole model over the windows and gives the negative log-likelihood (nats) of every scored token, a list
+/// a window: its tokens from the second on.
+///
+/// # Errors
+/// Weights that cannot be read or do not have the spec's shapes, token ids beyond the vocabulary, and whatever
+/// `progress` returns.
+pub fn run(
+    isa: Isa,
+    weights: &dyn Weights,
+    windows: &Windows,
+    progress: OnProgress<'_>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut stream = embed(weights, windows)?;
+    let n_layers = weights.spec().layers.len();
+    for l in 0..n_layers {
+        let layer = LayerWeights::load(isa, weights, l)?;
+        let n_experts = layer.n_experts();
+        let step = |experts_done| progress(Progress { layer: l, n_layers, experts_done, n_experts });
+        step(0)?;
+        layer.attention(windows, &mut stream)?;
+        if n_experts == 0 {
+            layer.dense(&mut stream)?;
+            continue;
+        }
+        let pass = MoePass::begin(&layer, &stream)?;
+        let mut sum = RoutedSum::new(&pass);
+        let work = |e| pass.run_expert(e, &layer.pack_expert(&weights.expert(l, e)?)?, None);
+        ordered(n_experts, work, |e, output| {
+            sum.add(&output);
+            step(e + 1)
+        })?;
+        let delta = pass.finish(sum)?;
+        stream.add(isa, &delta);
+    }
+    progress(Progress { layer: n_layers, n_layers, experts_done: 0, n_experts: 0 })?;
+    Head::load(isa, weights)?.nll(windows, &stream, &|_, _| ())
+}
+
+/// The rows of the embedding that the windows name.
+///
+/// # Errors
+/// A token id beyond the vocabulary; an embedding that cannot be read or has another shape.
+pub fn embed(weights: &dyn Weights, windows: &Windows) -> Result<Stream> {
+    let spec = weights.spec();
+    let width = spec.hidden;
+    windows.check_vocab(spec.vocab)?;
+    let table = tensor(weights, None, Role::Embed, &[spec.vocab, width])?; // [vocab, hidden]
+    let mut hidden = vec![0.0; windows.tokens.len() * width]; // [tokens, hidden]
+    for (row, &id) in hidden.chunks_exact_mut(width).zip(&windows.tokens) {
+        row.copy_from_slice(&table[id as usize * width..][..width]);
+    }
+    Ok(Stream { width, hidden })
+}
+
+/// A trunk tensor's values, which must have this shape.
+fn tensor(weights: &dyn Weights, layer: Option<usize>, role: Role, shape: &[usize]) -> Result<Vec<f32>> {
+    let tensor = weights.trunk(layer, role)?;
+    if tensor.shape != shape || tensor.data.len() != shape.iter().product::<usize>() {
+        let (found, values) = (&tensor.shape, tensor.data.len());
+        let place = layer.map_or(String::new(), |l| format!(" of layer {l}"));
+        let what = format!(
+            "shape {found:?} with {values} values for {role:?}{place}, but the model takes {shape:?}"
+        );
+        return Err(Error::bad_data(what));
+    }
+    Ok(tensor.data)
+}
+
+/// The first `len` values of a buffer that only ever grows.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}

@@ -1,0 +1,94 @@
+//! A gated MLP: y = down(act(gate x, up x)). Routed experts, shared experts and dense layers are one.
+
+use moepack_convert::spec::{Activation, Role};
+use moepack_convert::tensor::Expert;
+use moepack_format::{Error, Result};
+use moepack_quant::{Isa, math};
+
+use super::linear::Linear;
+use super::{Weights, sized};
+
+/// The weights of a gated MLP, packed.
+pub struct GatedMlp {
+    /// `[inter, hidden]`
+    gate: Linear,
+    /// `[inter, hidden]`
+    up: Linear,
+    /// `[hidden, inter]`
+    down: Linear,
+    activation: Activation,
+}
+
+/// Buffers of one thread, kept from block to block.
+#[derive(Default)]
+pub(super) struct Scratch {
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl GatedMlp {
+    pub(super) fn load(
+        weights: &dyn Weights,
+        layer: usize,
+        [gate, up, down]: [Role; 3],
+        inter: usize,
+        activation: Activation,
+    ) -> Result<GatedMlp> {
+        let (l, hidden) = (Some(layer), weights.spec().hidden);
+        Ok(GatedMlp {
+            gate: Linear::load(weights, l, (gate, None), inter, hidden)?,
+            up: Linear::load(weights, l, (up, None), inter, hidden)?,
+            down: Linear::load(weights, l, (down, None), hidden, inter)?,
+            activation,
+        })
+    }
+
+    /// Packs a routed expert.
+    ///
+    /// # Errors
+    /// A matrix or bias of another size.
+    pub fn of_expert(
+        expert: &Expert,
+        hidden: usize,
+        inter: usize,
+        activation: Activation,
+    ) -> Result<GatedMlp> {
+        let linear = |name: &str, w: &[f32], bias: &Option<Vec<f32>>, n: usize, k: usize| {
+            let n_bias = bias.as_ref().map_or(n, Vec::len);
+            if w.len() != n * k || n_bias != n {
+                let (found, expected) = (w.len(), n * k);
+                let what =
+                    format!("{found} weights and {n_bias} biases in {name}, but [{n}, {k}] takes {expected}");
+                return Err(Error::bad_data(what));
+            }
+            Ok(Linear::new(w, bias.clone(), n, k))
+        };
+        Ok(GatedMlp {
+            gate: linear("gate_proj", &expert.gate, &expert.gate_bias, inter, hidden)?,
+            up: linear("up_proj", &expert.up, &expert.up_bias, inter, hidden)?,
+            down: linear("down_proj", &expert.down, &expert.down_bias, hidden, inter)?,
+            activation,
+        })
+    }
+
+    /// `x` and `out` are `[t, hidden]`; returns what goes into `down`, `[t, inter]`.
+    pub(super) fn apply<'s>(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        out: &mut [f32],
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32] {
+        let t = x.len() / self.down.n();
+        let gate = sized(&mut scratch.gate, t * self.gate.n()); // [t, inter]
+        let up = sized(&mut scratch.up, t * self.up.n()); // [t, inter]
+        self.gate.apply(isa, x, gate);
+        self.up.apply(isa, x, up);
+        match self.activation {
+            Activation::Silu => math::silu_mul(isa, gate, up),
+            Activation::ClampedSwish { alpha, limit } => math::clamped_swish(isa, gate, up, alpha, limit),
+        }
+        self.down.apply(isa, gate, out);
+        gate
+    }
+}

@@ -1,0 +1,114 @@
+//! Final norm, head and negative log-likelihood. Logits exist a few rows at a time.
+
+use moepack_convert::spec::Role;
+use moepack_format::{Error, Result};
+use moepack_quant::{Isa, math};
+use rayon::prelude::*;
+
+use super::linear::Linear;
+use super::norm::Norm;
+use super::{Stream, Weights, sized};
+use crate::tokens::Windows;
+
+/// Logits a thread holds at once, so that a large vocabulary takes fewer rows.
+const LOGITS_MAX: usize = 4 << 20;
+/// Rows at once.
+const ROWS: std::ops::RangeInclusive<usize> = 24..=96;
+
+/// Final norm and head.
+pub struct Head {
+    isa: Isa,
+    norm: Norm,
+    /// `[vocab, hidden]`
+    linear: Linear,
+}
+
+/// Buffers of one thread, kept from block to block.
+#[derive(Default)]
+pub struct HeadScratch {
+    normed: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Head {
+    /// Reads final norm and head; the embedding where they are tied.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read or does not have the spec's shape.
+    pub fn load(isa: Isa, weights: &dyn Weights) -> Result<Head> {
+        let spec = weights.spec();
+        let role = if spec.tied_head { Role::Embed } else { Role::LmHead };
+        Ok(Head {
+            isa,
+            norm: Norm::load(weights, None, Role::FinalNorm, spec.hidden)?,
+            linear: Linear::load(weights, None, (role, None), spec.vocab, spec.hidden)?,
+        })
+    }
+
+    /// Number of logits a row.
+    pub fn vocab(&self) -> usize {
+        self.linear.n()
+    }
+
+    /// How many rows are best given to [`Head::logits`] at once.
+    pub fn rows(&self) -> usize {
+        (LOGITS_MAX / self.vocab().max(1)).clamp(*ROWS.start(), *ROWS.end())
+    }
+
+    /// Logits `[n, vocab]` of rows of the stream, `[n, hidden]`.
+    pub fn logits<'s>(&self, hidden: &[f32], scratch: &'s mut HeadScratch) -> &'s [f32] {
+        let x = sized(&mut scratch.normed, hidden.len()); // [n, hidden]
+        self.norm.apply(self.isa, hidden, x);
+        let n = hidden.len() / self.norm.width();
+        let logits = sized(&mut scratch.logits, n * self.vocab()); // [n, vocab]
+        self.linear.apply(self.isa, x, logits);
+        logits
+    }
+
+    /// Negative log-likelihood in nats of every scored token, a list a window: its tokens from the second on.
+    /// `consumer` is shown the logits that predict each: the index in `windows.tokens` of the token *before* the
+    /// scored one, and `[vocab]`. It is called from many threads, in no particular order.
+    ///
+    /// # Errors
+    /// The stream does not have the windows' tokens, or a token lies beyond the vocabulary.
+    pub fn nll(
+        &self,
+        windows: &Windows,
+        stream: &Stream,
+        consumer: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<Vec<Vec<f64>>> {
+        windows.check_vocab(self.vocab())?;
+        if stream.n_tokens() != windows.tokens.len() {
+            let (rows, tokens) = (stream.n_tokens(), windows.tokens.len());
+            return Err(Error::bad_data(format!("a stream of {rows} rows for {tokens} tokens")));
+        }
+        // Blocks of rows that predict something: all but the last of each window.
+        let blocks: Vec<_> = windows
+            .ranges()
+            .flat_map(|r| {
+                let end = r.end.saturating_sub(1);
+                (r.start..end).step_by(self.rows()).map(move |from| from..end.min(from + self.rows()))
+            })
+            .collect();
+        let nlls: Vec<Vec<f64>> = blocks
+            .into_par_iter()
+            .map_init(HeadScratch::default, |scratch, rows| {
+                let hidden = &stream.hidden[rows.start * stream.width..rows.end * stream.width];
+                let logits = self.logits(hidden, scratch);
+                rows.zip(logits.chunks_exact(self.vocab()))
+                    .map(|(row, logits)| {
+                        consumer(row, logits);
+                        nll(self.isa, logits, windows.tokens[row + 1])
+                    })
+                    .collect()
+            })
+            .collect();
+        let mut values = nlls.into_iter().flatten();
+        Ok(windows.lens.iter().map(|len| values.by_ref().take(len.saturating_sub(1)).collect()).collect())
+    }
+}
+
+/// −ln of the probability that `logits` give to `token`.
+fn nll(isa: Isa, logits: &[f32], token: u32) -> f64 {
+    math::log_sum_exp(isa, logits) - f64::from(logits[token as usize])
+}

@@ -1,0 +1,196 @@
+//! Routed experts: who gets which token, an expert at a time, the sum in a fixed order, shared experts at the end.
+//!
+//! The caller drives the experts, because it is the one who reads, decodes or quantizes them:
+//! [`MoePass::run_expert`] may run on any thread, [`RoutedSum::add`] is called in ascending order of experts (see
+//! [`ordered`](super::ordered)). Rows are gathered and normed block by block; besides the stream there is one sum of
+//! its size, and the outputs of the experts in work.
+
+use moepack_format::{Error, Result};
+use moepack_quant::math;
+use rayon::prelude::*;
+
+use super::experts::{GatedMlp, Scratch};
+use super::layer::{LayerWeights, MoeWeights};
+use super::router::{Assigned, Routing};
+use super::{ROWS, Stream, sized};
+
+/// Sees what goes through an expert, a block of tokens at a time, in ascending order of tokens.
+pub trait Observer {
+    /// `x` is `[n, hidden]`, the input of gate and up; `a` is `[n, inter]`, the input of down; `weights` is `[n]`,
+    /// what the router multiplies the outputs by.
+    fn block(&mut self, x: &[f32], a: &[f32], weights: &[f32]);
+}
+
+/// One layer's experts over one stream.
+pub struct MoePass<'a> {
+    layer: &'a LayerWeights,
+    moe: &'a MoeWeights,
+    stream: &'a Stream,
+    /// What each token's row is multiplied by in the norm. `[tokens]`
+    factors: Vec<f32>,
+    routing: Routing,
+}
+
+/// What an expert gives its tokens, before the router's weights.
+pub struct ExpertOutput {
+    /// Which expert.
+    pub expert: usize,
+    /// One row for each of [`Routing::tokens_of`]. `[n, hidden]`
+    pub rows: Vec<f32>,
+}
+
+/// The weighted sum of the experts so far.
+pub struct RoutedSum<'p> {
+    pass: &'p MoePass<'p>,
+    /// `[tokens, hidden]`
+    sum: Vec<f32>,
+}
+
+impl<'a> MoePass<'a> {
+    /// Routes every token of the stream.
+    ///
+    /// # Errors
+    /// The layer has no experts (a mistake of the caller).
+    pub fn begin(layer: &'a LayerWeights, stream: &'a Stream) -> Result<MoePass<'a>> {
+        let moe = layer.moe().ok_or_else(|| Error::bad_data("this layer has no routed experts"))?;
+        let (isa, norm) = (layer.isa, &layer.mlp_norm);
+        let of_block = |hidden: &[f32]| {
+            let mut factors = Vec::with_capacity(ROWS);
+            let mut x = vec![0.0; hidden.len()]; // [n, hidden]
+            for (row, x) in hidden.chunks_exact(stream.width).zip(x.chunks_exact_mut(stream.width)) {
+                let factor = norm.factor(isa, row);
+                norm.with_factor(isa, row, factor, x);
+                factors.push(factor);
+            }
+            let (mut experts, mut weights) = (Vec::new(), Vec::new());
+            moe.router.route(isa, &x, &mut experts, &mut weights);
+            (factors, experts, weights)
+        };
+        let blocks: Vec<_> = stream.hidden.par_chunks(ROWS * stream.width).map(of_block).collect();
+        let (mut factors, mut experts, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (f, e, w) in blocks {
+            factors.extend(f);
+            experts.extend(e);
+            weights.extend(w);
+        }
+        let routing = Routing::new(moe.spec.n_experts, moe.spec.n_experts_used, experts, weights);
+        Ok(MoePass { layer, moe, stream, factors, routing })
+    }
+
+    /// The router's choice.
+    pub fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
+    /// Runs an expert over its tokens. Thread-safe; blocks that nobody observes may run in parallel.
+    ///
+    /// # Errors
+    /// An index beyond the layer's experts.
+    pub fn run_expert(
+        &self,
+        expert: usize,
+        mlp: &GatedMlp,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<ExpertOutput> {
+        if expert >= self.routing.n_experts() {
+            let what = format!("expert {expert}, but the layer has {}", self.routing.n_experts());
+            return Err(Error::bad_data(what));
+        }
+        let (tokens, width) = (self.routing.tokens_of(expert), self.stream.width);
+        let mut rows = vec![0.0; tokens.len() * width]; // [n, hidden]
+        let blocks = (tokens.par_chunks(ROWS), rows.par_chunks_mut(ROWS * width));
+        match observer {
+            None => blocks.into_par_iter().for_each_init(Buffers::default, |buffers, (tokens, out)| {
+                self.block(mlp, tokens, out, buffers);
+            }),
+            Some(observer) => {
+                let mut buffers = Buffers::default();
+                for (tokens, out) in tokens.chunks(ROWS).zip(rows.chunks_mut(ROWS * width)) {
+                    let (x, a) = self.block(mlp, tokens, out, &mut buffers);
+                    let weights: Vec<f32> = tokens.iter().map(|t| t.weight).collect();
+                    observer.block(x, a, &weights);
+                }
+            }
+        }
+        Ok(ExpertOutput { expert, rows })
+    }
+
+    /// One block of an expert's tokens: gather, norm, MLP. Gives the inputs of gate and up, and of down.
+    fn block<'b>(
+        &self,
+        mlp: &GatedMlp,
+        tokens: &[Assigned],
+        out: &mut [f32],
+        buffers: &'b mut Buffers,
+    ) -> (&'b [f32], &'b [f32]) {
+        let x = sized(&mut buffers.x, out.len()); // [n, hidden]
+        for (t, x) in tokens.iter().zip(x.chunks_exact_mut(self.stream.width)) {
+            self.normed(t.token as usize, x);
+        }
+        let a = mlp.apply(self.layer.isa, x, out, &mut buffers.mlp);
+        (x, a)
+    }
+
+    /// The norm of a token's row.
+    fn normed(&self, token: usize, out: &mut [f32]) {
+        self.layer.mlp_norm.with_factor(self.layer.isa, self.stream.row(token), self.factors[token], out);
+    }
+
+    /// Adds the shared experts: what the whole MLP adds to the stream, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn finish(&self, sum: RoutedSum<'_>) -> Result<Vec<f32>> {
+        let mut sum = sum.sum;
+        let Some(shared) = &self.moe.shared else { return Ok(sum) };
+        let (isa, width) = (self.layer.isa, self.stream.width);
+        sum.par_chunks_mut(ROWS * width).enumerate().for_each_init(
+            Buffers::default,
+            |buffers, (block, sum)| {
+                let x = sized(&mut buffers.x, sum.len()); // [n, hidden]
+                for (i, x) in x.chunks_exact_mut(width).enumerate() {
+                    self.normed(block * ROWS + i, x);
+                }
+                let out = sized(&mut buffers.out, sum.len()); // [n, hidden]
+                shared.mlp.apply(isa, x, out, &mut buffers.mlp);
+                match &shared.gate {
+                    None => math::add(isa, sum, out),
+                    Some(gate) => {
+                        let mut gates = vec![0.0; x.len() / width]; // [n]
+                        gate.apply(isa, x, &mut gates);
+                        math::sigmoid_all(isa, &mut gates);
+                        let rows = sum.chunks_exact_mut(width).zip(out.chunks_exact(width));
+                        rows.zip(&gates).for_each(|((sum, out), &g)| math::add_scaled(isa, sum, g, out));
+                    }
+                }
+            },
+        );
+        Ok(sum)
+    }
+}
+
+impl<'p> RoutedSum<'p> {
+    /// Nothing added yet.
+    pub fn new(pass: &'p MoePass<'_>) -> RoutedSum<'p> {
+        RoutedSum { pass, sum: vec![0.0; pass.stream.hidden.len()] }
+    }
+
+    /// Adds an expert's rows times the router's weights. Experts come in ascending order: then a token's sum is the
+    /// same chain whatever thread computed what.
+    pub fn add(&mut self, output: &ExpertOutput) {
+        let width = self.pass.stream.width;
+        let tokens = self.pass.routing.tokens_of(output.expert);
+        for (t, row) in tokens.iter().zip(output.rows.chunks_exact(width)) {
+            let sum = &mut self.sum[t.token as usize * width..][..width];
+            math::add_scaled(self.pass.layer.isa, sum, t.weight, row);
+        }
+    }
+}
+
+/// Buffers of one thread, kept from block to block.
+#[derive(Default)]
+struct Buffers {
+    x: Vec<f32>,
+    out: Vec<f32>,
+    mlp: Scratch,
+}
