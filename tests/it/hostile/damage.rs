@@ -163,7 +163,9 @@ fn unparse(tensors: &[Tensor]) -> Vec<u8> {
         let entry = json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, data.len()] });
         assert!(header.insert(t.name.clone(), entry).is_none(), "{} twice", t.name);
     }
-    file_of(&serde_json::to_vec(&header).unwrap(), &data)
+    let mut header = serde_json::to_vec(&header).unwrap();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    file_of(&header, &data)
 }
 
 /// Header text and tensor data of a sound file.

@@ -8,7 +8,7 @@ pub const TENSORS: &[Fault] = &[
         what: "an expert is missing",
         of: QWEN3,
         exit: 65,
-        says: &["experts.2"],
+        says: &["4 experts a layer", "layer 1: 3 experts, missing 2"],
         make: |m| m.without(|name| name.contains("layers.1.mlp.experts.2.")),
     },
     Fault {
@@ -22,7 +22,7 @@ pub const TENSORS: &[Fault] = &[
         what: "one expert too many",
         of: QWEN3,
         exit: 65,
-        says: &["layers.0.mlp.experts.9"],
+        says: &["4 experts a layer", "layer 0: 5 experts, too many 9"],
         make: |m| m.with("model.layers.0.mlp.experts.9.gate_proj.weight", &[64, 64]),
     },
     Fault {
@@ -43,21 +43,21 @@ pub const TENSORS: &[Fault] = &[
         what: "a matrix that is flat",
         of: QWEN3,
         exit: 65,
-        says: &[Q, "[6144]", "[96, 64]", WEIGHTS],
+        says: &[Q, "[6144]", "[96, 64]"],
         make: |m| m.tensor(Q, |t| t.shape = vec![96 * 64]),
     },
     Fault {
         what: "a matrix that is transposed",
         of: QWEN3,
         exit: 65,
-        says: &[Q, "[64, 96]", "[96, 64]", WEIGHTS],
+        says: &[Q, "[64, 96]", "[96, 64]"],
         make: |m| m.tensor(Q, |t| t.shape.reverse()),
     },
     Fault {
         what: "an expert without rows",
         of: QWEN3,
         exit: 65,
-        says: &[GATE, "[0, 64]", WEIGHTS],
+        says: &[GATE, "[0, 64]"],
         make: |m| {
             m.tensor(GATE, |t| {
                 t.shape = vec![0, 64];
@@ -116,7 +116,11 @@ pub const TENSORS: &[Fault] = &[
         what: "MXFP4 blocks without scales",
         of: MXFP4,
         exit: 65,
-        says: &["model.layers.1.mlp.experts.down_proj_scales"],
+        says: &[
+            "expected a tensor that ends in _scales",
+            "model.layers.1.mlp.experts.down_proj_blocks",
+            WEIGHTS,
+        ],
         make: |m| m.without(|name| name == "model.layers.1.mlp.experts.down_proj_scales"),
     },
     Fault {
