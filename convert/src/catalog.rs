@@ -1,0 +1,319 @@
+//! The catalog: every tensor of a checkpoint claimed exactly once, or an error that says which are not.
+//!
+//! Built from names, dtypes and shapes alone. What comes out is complete (nothing that the model needs is missing),
+//! consistent (every shape is what config.json says) and total (no tensor is left over), so that whoever reads it need
+//! not ask again.
+
+use std::collections::BTreeMap;
+
+use moepack_format::{Dtype, Result};
+
+use crate::checkpoint::{Checkpoint, SourceTensor};
+use crate::describe;
+use crate::encoding::BlockSize;
+use crate::family::{ExpertLayout, Family, Mtp, Piece, Rule};
+use crate::names::{self, Meaning, Names};
+use crate::spec::{Mlp, ModelSpec, Role};
+
+mod check;
+pub(crate) use check::{matrix, piece_dims};
+#[cfg(test)]
+mod tests;
+
+/// No tensor.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Every tensor of a model and what it is for.
+#[derive(Debug)]
+pub struct Catalog {
+    /// Everything that is not a routed expert, in the order of the files.
+    pub trunk: Vec<TrunkTensor>,
+    /// Tensors that are not kept, with the reason.
+    pub left_out: Vec<(String, String)>,
+    /// The routed experts of each layer; `None` for dense layers.
+    pub experts: Vec<Option<LayerExperts>>,
+    /// Places in `trunk` of the tensors that the forward pass uses.
+    roles: BTreeMap<(Option<usize>, Role), usize>,
+}
+
+/// A tensor of the trunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrunkTensor {
+    /// Its name upstream.
+    pub name: String,
+    /// Layer, if it belongs to one.
+    pub layer: Option<usize>,
+    /// What it is for; scales have the role of their weight.
+    pub role: Role,
+    /// These are the scales of another tensor.
+    pub is_scale: bool,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Lengths, outermost first.
+    pub shape: Vec<u64>,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Place in [`Checkpoint::tensors`].
+    pub(crate) tensor: usize,
+}
+
+/// Where the experts of a layer are.
+#[derive(Debug)]
+pub struct LayerExperts {
+    /// How many.
+    pub n_experts: usize,
+    /// How they are stored; `None` in a bundle, whose banks say it themselves.
+    pub layout: Option<&'static ExpertLayout>,
+    /// One entry a piece of the layout.
+    pub(crate) pieces: Vec<PieceTensors>,
+}
+
+/// The tensors of one piece of a layout.
+#[derive(Debug)]
+pub(crate) struct PieceTensors {
+    pub piece: &'static Piece,
+    /// Places in [`Checkpoint::tensors`]: one an expert, or one for all.
+    pub tensors: Vec<u32>,
+    /// Their scales, [`NONE`] where there are none.
+    pub scales: Vec<u32>,
+}
+
+impl PieceTensors {
+    /// Whether one tensor holds all experts.
+    pub fn is_stacked(&self) -> bool {
+        !self.piece.name.contains("{E}")
+    }
+}
+
+/// What a catalog is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    pub family: &'static Family,
+    pub spec: &'a ModelSpec,
+    pub checkpoint: &'a Checkpoint,
+    /// Experts are in the banks of a bundle, not among the tensors.
+    pub in_banks: bool,
+    /// The head may be the embedding.
+    pub head_may_be_tied: bool,
+    /// Blocks of FP8 numbers, where config.json says them.
+    pub fp8_block: BlockSize,
+}
+
+/// What one tensor turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Claim {
+    Trunk(&'static Rule, Option<usize>),
+    Expert {
+        layouts: u32,
+        piece: &'static Piece,
+        layer: usize,
+        expert: Option<usize>,
+    },
+    Carried(usize),
+    LeftOut(&'static str),
+    /// Nobody's; the reason, where there is one.
+    Unclaimed(&'static str),
+}
+
+impl Catalog {
+    /// Claims every tensor of a checkpoint.
+    pub(crate) fn build(source: Source<'_>) -> Result<Catalog> {
+        let claims = Claims::of(source);
+        claims.check_layers()?;
+        claims.check_scales()?;
+        claims.check_shapes()?;
+        let mut catalog = Catalog {
+            trunk: claims.trunk(),
+            left_out: claims.left_out(),
+            experts: claims.experts()?,
+            roles: BTreeMap::new(),
+        };
+        let named = catalog.trunk.iter().enumerate().filter(|(_, t)| !t.is_scale && t.role != Role::Carried);
+        catalog.roles = named.map(|(i, t)| ((t.layer, t.role), i)).collect();
+        claims.check_experts(&catalog)?;
+        claims.check_missing(&catalog)?;
+        claims.check_unclaimed()?;
+        claims.check_encodings(&catalog)?;
+        Ok(catalog)
+    }
+
+    /// The trunk tensor with this role.
+    pub fn find(&self, layer: Option<usize>, role: Role) -> Option<&TrunkTensor> {
+        self.roles.get(&(layer, role)).and_then(|&i| self.trunk.get(i))
+    }
+
+    /// The experts of a layer.
+    pub fn layer(&self, layer: usize) -> Option<&LayerExperts> {
+        self.experts.get(layer).and_then(Option::as_ref)
+    }
+}
+
+/// One claim a tensor, in the order of [`Checkpoint::tensors`].
+struct Claims<'a> {
+    source: Source<'a>,
+    claims: Vec<Claim>,
+    /// For scales, the place of their weight; for weights, that of their scales.
+    partners: Vec<u32>,
+    /// Places of scales.
+    is_scale: Vec<bool>,
+    /// Places of scales whose weight is not there.
+    orphans: Vec<u32>,
+}
+
+impl<'a> Claims<'a> {
+    fn of(source: Source<'a>) -> Claims<'a> {
+        let tensors = source.checkpoint.tensors();
+        let names = Names::of(source.family);
+        let mut this = Claims {
+            source,
+            claims: Vec::with_capacity(tensors.len()),
+            partners: vec![NONE; tensors.len()],
+            is_scale: vec![false; tensors.len()],
+            orphans: Vec::new(),
+        };
+        for (i, tensor) in tensors.iter().enumerate() {
+            let Some(weight) = names::scaled(&tensor.name) else {
+                this.claims.push(this.claim(&names, &tensor.name));
+                continue;
+            };
+            this.claims.push(this.claim(&names, &weight));
+            match source.checkpoint.find(&weight) {
+                Some(w) => this.pair(i, w),
+                None => this.orphans.push(index(i)),
+            }
+        }
+        this
+    }
+
+    fn pair(&mut self, scale: usize, weight: usize) {
+        for (at, partner) in [(scale, weight), (weight, scale)] {
+            if let Some(p) = self.partners.get_mut(at) {
+                *p = index(partner);
+            }
+        }
+        if let Some(s) = self.is_scale.get_mut(scale) {
+            *s = true;
+        }
+    }
+
+    /// What the name says.
+    fn claim(&self, names: &Names, name: &str) -> Claim {
+        let Source { family, spec, .. } = self.source;
+        if let Some((_, why)) = family.left_out.iter().find(|(ending, _)| name.ends_with(ending)) {
+            return Claim::LeftOut(why);
+        }
+        let in_layer = names.layer_of(name);
+        if let Some((layer, _)) = in_layer.filter(|(l, _)| *l >= spec.layers.len()) {
+            return match family.mtp {
+                Mtp::ExtraLayers { .. } => Claim::Carried(layer),
+                Mtp::None => Claim::Unclaimed("config.json has fewer layers"),
+            };
+        }
+        let Some(place) = names.find(name) else { return Claim::Unclaimed("") };
+        let layer = place.layer.and_then(|l| spec.layers.get(l));
+        match (place.meaning, layer) {
+            (Meaning::Trunk(rule), None) => Claim::Trunk(rule, None),
+            (Meaning::Trunk(rule), Some(spec)) if describe::has(spec, rule.role) => {
+                Claim::Trunk(rule, place.layer)
+            }
+            (Meaning::Trunk(_), Some(_)) => {
+                Claim::Unclaimed("config.json says that this layer has no such tensor")
+            }
+            (Meaning::Expert { .. }, Some(spec)) if !matches!(spec.mlp, Mlp::Moe(_)) => {
+                Claim::Unclaimed("config.json says that this layer is dense")
+            }
+            (Meaning::Expert { .. }, _) if self.source.in_banks => {
+                Claim::Unclaimed("a bundle's experts are in its banks")
+            }
+            (Meaning::Expert { layouts, piece }, _) => {
+                Claim::Expert { layouts, piece, layer: place.layer.unwrap_or(0), expert: place.expert }
+            }
+        }
+    }
+
+    fn tensor(&self, at: usize) -> Option<&'a SourceTensor> {
+        self.source.checkpoint.tensors().get(at)
+    }
+
+    /// The tensor that belongs to this one: its scales, or what it scales.
+    fn partner(&self, at: usize) -> Option<(usize, &'a SourceTensor)> {
+        let partner = *self.partners.get(at)? as usize;
+        Some((partner, self.tensor(partner)?))
+    }
+
+    fn is_scale(&self, at: usize) -> bool {
+        self.is_scale.get(at).copied().unwrap_or(false)
+    }
+
+    /// Claims with their tensors, scales included.
+    fn each(&self) -> impl Iterator<Item = (usize, Claim, &'a SourceTensor)> {
+        self.claims.iter().zip(self.source.checkpoint.tensors()).enumerate().map(|(i, (c, t))| (i, *c, t))
+    }
+
+    fn trunk(&self) -> Vec<TrunkTensor> {
+        let mut order: Vec<(u32, u64, TrunkTensor)> = Vec::new();
+        for (at, claim, t) in self.each() {
+            let (layer, role) = match claim {
+                Claim::Trunk(rule, layer) => (layer, rule.role),
+                Claim::Carried(layer) => (Some(layer), Role::Carried),
+                _ => continue,
+            };
+            let is_scale = self.is_scale(at);
+            let (name, shape) = (t.name.to_string(), t.shape.to_vec());
+            let entry = TrunkTensor {
+                name,
+                layer,
+                role,
+                is_scale,
+                dtype: t.dtype,
+                shape,
+                bytes: t.bytes(),
+                tensor: at,
+            };
+            order.push((t.file, t.start, entry));
+        }
+        order.sort_by_key(|(file, start, t)| (*file, *start, t.tensor));
+        order.into_iter().map(|(_, _, t)| t).collect()
+    }
+
+    fn left_out(&self) -> Vec<(String, String)> {
+        let reason = |c: Claim| if let Claim::LeftOut(why) = c { Some(why) } else { None };
+        self.each().filter_map(|(_, c, t)| Some((t.name.to_string(), reason(c)?.to_owned()))).collect()
+    }
+
+    /// The experts of every layer, with [`NONE`] for what is not there.
+    fn experts(&self) -> Result<Vec<Option<LayerExperts>>> {
+        let layouts = self.layouts()?;
+        let mut layers: Vec<Option<LayerExperts>> = Vec::new();
+        for (spec, layout) in self.source.spec.layers.iter().zip(layouts) {
+            let Mlp::Moe(moe) = &spec.mlp else {
+                layers.push(None);
+                continue;
+            };
+            let pieces = layout.map_or(&[][..], |l| l.pieces);
+            let pieces = pieces.iter().map(|piece| {
+                let n = if piece.name.contains("{E}") { moe.n_experts } else { 1 };
+                PieceTensors { piece, tensors: vec![NONE; n], scales: vec![NONE; n] }
+            });
+            layers.push(Some(LayerExperts { n_experts: moe.n_experts, layout, pieces: pieces.collect() }));
+        }
+        for (at, claim, _) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
+            let Claim::Expert { piece, layer, expert, .. } = claim else { continue };
+            let Some(Some(experts)) = layers.get_mut(layer) else { continue };
+            let Some(tensors) = experts.pieces.iter_mut().find(|p| p.piece.name == piece.name) else {
+                continue;
+            };
+            let slot = expert.unwrap_or(0);
+            if let (Some(t), Some(s)) = (tensors.tensors.get_mut(slot), tensors.scales.get_mut(slot)) {
+                *t = index(at);
+                *s = self.partner(at).map_or(NONE, |(partner, _)| index(partner));
+            }
+        }
+        Ok(layers)
+    }
+}
+
+/// A place in the tensor list; [`crate::limits::TENSORS_MAX`] keeps it far below [`NONE`].
+fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(NONE)
+}

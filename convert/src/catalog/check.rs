@@ -1,0 +1,317 @@
+//! What must hold of a catalog, and how it is said when it does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use moepack_format::{Error, Result};
+
+use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
+use crate::checkpoint::{SourceTensor, listed};
+use crate::describe;
+use crate::encoding::{encoding, is_blocks, stored_shape};
+use crate::family::{ExpertLayout, Holds, Mtp, Piece};
+use crate::limits::LISTED_MAX;
+use crate::names;
+use crate::spec::{Mlp, Part, Role};
+
+/// Endings of storage schemes that are known but not read.
+const FOREIGN: &[(&str, &str)] = &[
+    (".weight_packed", "compressed-tensors packed weights"),
+    (".qweight", "GPTQ or AWQ weights"),
+    (".weight_scale", "compressed-tensors or ModelOpt scales"),
+    (".weight_scale_2", "ModelOpt NVFP4 scales"),
+    (".absmax", "bitsandbytes weights"),
+    (".scales", "GPTQ, AWQ or MLX scales"),
+];
+
+impl Claims<'_> {
+    /// The layers of the tensors are those of config.json; MTP layers come after them and are marked as such.
+    pub(super) fn check_layers(&self) -> Result<()> {
+        let n_layers = self.source.spec.layers.len();
+        let names = names::Names::of(self.source.family);
+        let seen: BTreeSet<usize> =
+            self.each().filter_map(|(_, _, t)| names.layer_of(&t.name)).map(|(l, _)| l).collect();
+        let is_mtp = |l: usize| match self.source.family.mtp {
+            Mtp::ExtraLayers { mark } => {
+                let name = format!("{}{mark}", self.source.family.layer_prefix);
+                self.source.checkpoint.find(&names::fill(&name, l, 0)).is_some()
+            }
+            Mtp::None => false,
+        };
+        let found = seen.iter().copied().filter(|&l| l < n_layers || !is_mtp(l)).max().map_or(0, |l| l + 1);
+        if found == n_layers {
+            return Ok(());
+        }
+        let row = ("layers".to_owned(), n_layers.to_string(), found.to_string());
+        Err(self.contradiction(&[row], 1))
+    }
+
+    /// Scales without their weight.
+    pub(super) fn check_scales(&self) -> Result<()> {
+        let orphans: Vec<String> = self
+            .orphans
+            .iter()
+            .filter_map(|&i| self.tensor(i as usize))
+            .map(|t| format!("{} of {}", t.name, names::scaled(&t.name).unwrap_or_default()))
+            .collect();
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{} scales without the numbers they scale:{}", orphans.len(), listed(&orphans));
+        Err(self.error(what).hint("the weights may be in a shard that was not fetched"))
+    }
+
+    /// Every claimed shape is what config.json says.
+    pub(super) fn check_shapes(&self) -> Result<()> {
+        let mut rows = Vec::new();
+        let mut n_wrong = 0;
+        for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
+            let expected = match claim {
+                Claim::Trunk(rule, layer) => {
+                    let dims = rule.shape.iter().map(|&d| describe::dim(self.source.spec, layer, d));
+                    dims.collect::<Option<Vec<u64>>>()
+                }
+                Claim::Expert { piece, layer, .. } => self.expert_shape(piece, layer, &t.name),
+                _ => continue,
+            };
+            let Some(expected) = expected.filter(|e| **e != *t.shape) else { continue };
+            let _ = at;
+            n_wrong += 1;
+            if rows.len() < LISTED_MAX {
+                rows.push((t.name.to_string(), format!("{expected:?}"), format!("{:?}", t.shape)));
+            }
+        }
+        if n_wrong == 0 { Ok(()) } else { Err(self.contradiction(&rows, n_wrong)) }
+    }
+
+    /// Shape of the tensor that holds a piece.
+    fn expert_shape(&self, piece: &Piece, layer: usize, name: &str) -> Option<Vec<u64>> {
+        let Mlp::Moe(moe) = &self.source.spec.layers.get(layer)?.mlp else { return None };
+        let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
+        let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        Some(match (is_matrix, piece.transposed) {
+            (false, _) => n.into_iter().chain([rows]).collect(),
+            (true, false) => stored_shape(name, n, rows, cols),
+            (true, true) => stored_shape(name, n, cols, rows),
+        })
+    }
+
+    /// Which layout each layer's experts are in.
+    pub(super) fn layouts(&self) -> Result<Vec<Option<&'static ExpertLayout>>> {
+        let n_layers = self.source.spec.layers.len();
+        let mut bits = vec![u32::MAX; n_layers];
+        for (_, claim, _) in self.each() {
+            if let Claim::Expert { layouts, layer, .. } = claim
+                && let Some(b) = bits.get_mut(layer)
+            {
+                *b &= layouts;
+            }
+        }
+        if let Some(layer) = bits.iter().position(|&b| b == 0) {
+            let all: Vec<_> = self.source.family.experts.iter().map(|l| l.name).collect();
+            let what = format!("layer {layer} has experts in more than one layout: {}", all.join(" and "));
+            return Err(self.error(what).hint("two releases may be mixed in one directory"));
+        }
+        // Without any expert tensor every bit is left, and the first layout names what is missing.
+        let first = |b: u32| self.source.family.experts.get(b.trailing_zeros() as usize);
+        Ok(bits.into_iter().map(|b| if self.source.in_banks { None } else { first(b) }).collect())
+    }
+
+    /// Every layer has exactly the experts that config.json says.
+    pub(super) fn check_experts(&self, catalog: &Catalog) -> Result<()> {
+        let mut wrong = Vec::new();
+        let mut beyond: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for (_, claim, _) in self.each() {
+            if let Claim::Expert { layer, expert: Some(e), .. } = claim
+                && catalog.layer(layer).is_some_and(|l| e >= l.n_experts)
+            {
+                beyond.entry(layer).or_default().insert(e);
+            }
+        }
+        for (l, experts) in catalog.experts.iter().enumerate() {
+            let Some(experts) = experts else { continue };
+            let missing: Vec<usize> = (0..experts.n_experts).filter(|&e| lacks_all(experts, e)).collect();
+            let beyond: Vec<usize> = beyond.get(&l).into_iter().flatten().copied().collect();
+            let n_found = experts.n_experts - missing.len() + beyond.len();
+            let mut says = Vec::new();
+            if !missing.is_empty() {
+                says.push(format!("missing {}", ranges(&missing)));
+            }
+            if !beyond.is_empty() {
+                says.push(format!("too many {}", ranges(&beyond)));
+            }
+            if !says.is_empty() {
+                wrong.push(format!("layer {l}: {n_found} experts, {}", says.join(", ")));
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let n = catalog.experts.iter().flatten().map(|l| l.n_experts).max().unwrap_or(0);
+        let what = format!(
+            "config.json says {n} experts a layer, but {} layers differ:{}",
+            wrong.len(),
+            listed(&wrong)
+        );
+        Err(self.error(what).hint("a shard may be missing; compare the files with the release"))
+    }
+
+    /// Every tensor that the model needs is there.
+    pub(super) fn check_missing(&self, catalog: &Catalog) -> Result<()> {
+        let mut missing = Vec::new();
+        for rule in self.source.family.rules.iter().copied().flatten() {
+            if describe::has_global(rule.role) {
+                let tied = rule.role == Role::LmHead && self.source.head_may_be_tied;
+                if !tied && catalog.find(None, rule.role).is_none() {
+                    missing.push(rule.name.to_owned());
+                }
+                continue;
+            }
+            for (l, spec) in self.source.spec.layers.iter().enumerate() {
+                if describe::has(spec, rule.role) && catalog.find(Some(l), rule.role).is_none() {
+                    missing.push(self.full_name(rule.name, l, 0));
+                }
+            }
+        }
+        for (l, experts) in catalog.experts.iter().enumerate() {
+            for piece in experts.iter().flat_map(|e| &e.pieces) {
+                let absent = piece.tensors.iter().enumerate().filter(|(_, t)| **t == NONE);
+                missing.extend(absent.map(|(e, _)| self.full_name(piece.piece.name, l, e)));
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{} tensors are missing:{}", missing.len(), listed(&missing));
+        Err(self.error(what).hint("a shard may be missing; compare the files with the release"))
+    }
+
+    /// No tensor is left over.
+    pub(super) fn check_unclaimed(&self) -> Result<()> {
+        let mut left = Vec::new();
+        let mut foreign = None;
+        for (_, claim, t) in self.each() {
+            let Claim::Unclaimed(why) = claim else { continue };
+            foreign =
+                foreign.or(FOREIGN.iter().find(|(ending, _)| t.name.ends_with(ending)).map(|(_, f)| *f));
+            left.push(if why.is_empty() { t.name.to_string() } else { format!("{} ({why})", t.name) });
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        let (n, family) = (left.len(), self.source.family.name());
+        let error = self.error(format!("{n} tensors are unknown to the family {family}:{}", listed(&left)));
+        Err(match foreign {
+            Some(f) => {
+                error.hint(format!("these look like {f}, which are not read yet; start from the original"))
+            }
+            None => error.hint("nothing is dropped silently; config.json may belong to another model"),
+        })
+    }
+
+    /// Every weight can be decoded.
+    pub(super) fn check_encodings(&self, catalog: &Catalog) -> Result<()> {
+        for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
+            let scales = self.partner(at).map(|(_, s)| s);
+            let checked = match claim {
+                Claim::Trunk(..) => encoding(t, scales, None, matrix(t), self.source.fp8_block).map(|_| ()),
+                Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, t, scales),
+                _ => Ok(()),
+            };
+            checked.map_err(|e| e.in_file(self.source.checkpoint.path_of(t)))?;
+        }
+        Ok(())
+    }
+
+    fn check_piece(
+        &self,
+        catalog: &Catalog,
+        piece: &Piece,
+        layer: usize,
+        tensor: &SourceTensor,
+        scales: Option<&SourceTensor>,
+    ) -> Result<()> {
+        let Some(experts) = catalog.layer(layer) else { return Ok(()) };
+        let Some(Mlp::Moe(moe)) = self.source.spec.layers.get(layer).map(|l| &l.mlp) else { return Ok(()) };
+        let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
+        if is_blocks(&tensor.name) && !cols.is_multiple_of(32) {
+            let what = format!("MXFP4 blocks of rows of {cols} numbers, expected a multiple of 32");
+            return Err(Error::bad_data(what).in_tensor(&*tensor.name));
+        }
+        encoding(tensor, scales, n, (rows, cols), self.source.fp8_block).map(|_| ())
+    }
+
+    fn full_name(&self, name: &str, layer: usize, expert: usize) -> String {
+        names::fill(&format!("{}{name}", self.source.family.layer_prefix), layer, expert)
+    }
+
+    fn error(&self, what: String) -> Error {
+        Error::bad_data(what).in_file(self.source.checkpoint.place().root())
+    }
+
+    /// A table of what config.json says and what the tensors say.
+    fn contradiction(&self, rows: &[(String, String, String)], n_wrong: usize) -> Error {
+        let head = ("".to_owned(), "config.json".to_owned(), "tensors".to_owned());
+        let table: Vec<_> = std::iter::once(&head).chain(rows).collect();
+        let width = |of: fn(&(String, String, String)) -> &str| {
+            table.iter().map(|r| of(r).chars().count()).max().unwrap_or(0)
+        };
+        let (a, b) = (width(|r| &r.0), width(|r| &r.1));
+        let mut what = String::from("config.json and the tensors contradict each other:");
+        for (name, config, tensors) in &table {
+            what.push_str(&format!("\n    {name:a$}  {config:b$}  {tensors}"));
+        }
+        if let Some(more) = n_wrong.checked_sub(rows.len()).filter(|&n| n > 0) {
+            what.push_str(&format!("\n    and {more} more"));
+        }
+        self.error(what).hint("config.json may belong to another model; restore the one of the release")
+    }
+}
+
+/// Output rows, input columns, and whether it is a matrix; a piece that holds two has the rows of both.
+pub(crate) fn piece_dims(piece: &Piece, hidden: usize, inter: usize) -> (u64, u64, bool) {
+    let (part, times) = match piece.holds {
+        Holds::One(part) => (part, 1),
+        Holds::Two(part, _, _) => (part, 2),
+    };
+    let (hidden, inter) = (hidden as u64, inter as u64);
+    let (rows, cols) = match part {
+        Part::Gate | Part::Up => (inter, hidden),
+        Part::Down => (hidden, inter),
+        Part::GateBias | Part::UpBias => (inter, 1),
+        Part::DownBias => (hidden, 1),
+    };
+    (rows * times, cols, part.is_matrix())
+}
+
+/// A tensor of the trunk as a matrix: vectors are one row.
+pub(crate) fn matrix(tensor: &SourceTensor) -> (u64, u64) {
+    match *tensor.shape {
+        [rows, cols] => (rows, cols),
+        _ => (1, tensor.shape.iter().product()),
+    }
+}
+
+/// Whether nothing of an expert is there.
+fn lacks_all(experts: &LayerExperts, e: usize) -> bool {
+    let lacks = |p: &PieceTensors| p.tensors.get(e).is_some_and(|&t| t == NONE);
+    let mut own = experts.pieces.iter().filter(|p| !p.is_stacked()).peekable();
+    own.peek().is_some() && own.all(lacks)
+}
+
+/// Sorted numbers as a short list: `17, 30-32`, the first few and a count.
+fn ranges(numbers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let one = |(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    let shown: Vec<_> = runs.iter().take(LISTED_MAX).map(one).collect();
+    match runs.len().checked_sub(LISTED_MAX) {
+        Some(more) if more > 0 => format!("{} and {more} more", shown.join(", ")),
+        _ => shown.join(", "),
+    }
+}

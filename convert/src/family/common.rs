@@ -1,0 +1,96 @@
+//! What families share: names that began with Llama, DeepSeek and Mixtral, and the usual defaults.
+
+use super::Dim::{
+    AttnOut, DenseInter, Experts, Head, Hidden, Kv, KvA, KvB, KvLora, Q, QLora, SharedInter, Vocab,
+};
+use super::{Dim, ExpertLayout, Holds, Piece, Rule};
+use crate::spec::{Part, Role};
+
+/// One line of a table.
+pub const fn rule(role: Role, name: &'static str, shape: &'static [Dim]) -> Rule {
+    Rule { role, name, shape }
+}
+
+/// An expert tensor that holds one matrix `[out, in]`.
+pub const fn one(part: Part, name: &'static str) -> Piece {
+    Piece { name, holds: Holds::One(part), transposed: false }
+}
+
+/// Embedding, head and the two norms of a layer.
+pub const LLAMA: &[Rule] = &[
+    rule(Role::Embed, "model.embed_tokens.weight", &[Vocab, Hidden]),
+    rule(Role::FinalNorm, "model.norm.weight", &[Hidden]),
+    rule(Role::LmHead, "lm_head.weight", &[Vocab, Hidden]),
+    rule(Role::AttnNorm, "input_layernorm.weight", &[Hidden]),
+    rule(Role::MlpNorm, "post_attention_layernorm.weight", &[Hidden]),
+];
+
+/// Grouped-query attention; biases and norms of queries and keys are there where the description has them.
+pub const GQA: &[Rule] = &[
+    rule(Role::Q, "self_attn.q_proj.weight", &[Q, Hidden]),
+    rule(Role::K, "self_attn.k_proj.weight", &[Kv, Hidden]),
+    rule(Role::V, "self_attn.v_proj.weight", &[Kv, Hidden]),
+    rule(Role::O, "self_attn.o_proj.weight", &[Hidden, AttnOut]),
+    rule(Role::QBias, "self_attn.q_proj.bias", &[Q]),
+    rule(Role::KBias, "self_attn.k_proj.bias", &[Kv]),
+    rule(Role::VBias, "self_attn.v_proj.bias", &[Kv]),
+    rule(Role::OBias, "self_attn.o_proj.bias", &[Hidden]),
+];
+
+/// Norms of queries and keys, over each head.
+pub const QK_NORM_HEAD: &[Rule] = &[
+    rule(Role::QNorm, "self_attn.q_norm.weight", &[Head]),
+    rule(Role::KNorm, "self_attn.k_norm.weight", &[Head]),
+];
+
+/// Norms of queries and keys, over all heads together.
+pub const QK_NORM_FULL: &[Rule] = &[
+    rule(Role::QNorm, "self_attn.q_norm.weight", &[Q]),
+    rule(Role::KNorm, "self_attn.k_norm.weight", &[Kv]),
+];
+
+/// Multi-head latent attention.
+pub const MLA: &[Rule] = &[
+    rule(Role::Q, "self_attn.q_proj.weight", &[Q, Hidden]),
+    rule(Role::QA, "self_attn.q_a_proj.weight", &[QLora, Hidden]),
+    rule(Role::QABias, "self_attn.q_a_proj.bias", &[QLora]),
+    rule(Role::QANorm, "self_attn.q_a_layernorm.weight", &[QLora]),
+    rule(Role::QB, "self_attn.q_b_proj.weight", &[Q, QLora]),
+    rule(Role::KvA, "self_attn.kv_a_proj_with_mqa.weight", &[KvA, Hidden]),
+    rule(Role::KvABias, "self_attn.kv_a_proj_with_mqa.bias", &[KvA]),
+    rule(Role::KvANorm, "self_attn.kv_a_layernorm.weight", &[KvLora]),
+    rule(Role::KvB, "self_attn.kv_b_proj.weight", &[KvB, KvLora]),
+    rule(Role::O, "self_attn.o_proj.weight", &[Hidden, AttnOut]),
+    rule(Role::OBias, "self_attn.o_proj.bias", &[Hidden]),
+];
+
+/// The MLP of a dense layer.
+pub const DENSE: &[Rule] = &[
+    rule(Role::DenseGate, "mlp.gate_proj.weight", &[DenseInter, Hidden]),
+    rule(Role::DenseUp, "mlp.up_proj.weight", &[DenseInter, Hidden]),
+    rule(Role::DenseDown, "mlp.down_proj.weight", &[Hidden, DenseInter]),
+];
+
+/// The router beside the experts.
+pub const ROUTER: &[Rule] = &[rule(Role::Router, "mlp.gate.weight", &[Experts, Hidden])];
+
+/// Shared experts as DeepSeek calls them: any number, stored as one MLP.
+pub const SHARED_EXPERTS: &[Rule] = &[
+    rule(Role::SharedGate, "mlp.shared_experts.gate_proj.weight", &[SharedInter, Hidden]),
+    rule(Role::SharedUp, "mlp.shared_experts.up_proj.weight", &[SharedInter, Hidden]),
+    rule(Role::SharedDown, "mlp.shared_experts.down_proj.weight", &[Hidden, SharedInter]),
+];
+
+/// One tensor a matrix and expert, the commonest layout.
+pub const PER_EXPERT: ExpertLayout = ExpertLayout {
+    name: "per expert",
+    pieces: &[
+        one(Part::Gate, "mlp.experts.{E}.gate_proj.weight"),
+        one(Part::Up, "mlp.experts.{E}.up_proj.weight"),
+        one(Part::Down, "mlp.experts.{E}.down_proj.weight"),
+    ],
+};
+
+/// Rotary tables that old versions of transformers saved.
+pub const ROTARY_TABLES: &[(&str, &str)] =
+    &[("rotary_emb.inv_freq", "a table that config.json determines; transformers no longer saves it")];

@@ -1,0 +1,89 @@
+//! gpt-oss: biases everywhere, attention sinks, a window on every other layer, softmax over the chosen logits, clamped
+//! swish. Gate and up share one tensor, their output rows interleaved.
+//! Source: transformers 5.23.0 `models/gpt_oss` and `integrations/mxfp4.py`; released as gpt-oss-20b and -120b.
+
+use super::Dim::{Experts, Heads, Hidden};
+use super::common::{GQA, LLAMA, ROTARY_TABLES, one, rule};
+use super::{
+    ActivationRule, AttentionRule, ExpertLayout, Family, Fixed, Holds, MoeLayers, MoeRule, Mtp, Piece,
+    RouterRule, Rule, SharedRule, Split, Switch, WindowRule,
+};
+use crate::rope::{RopeRule, Yarn};
+use crate::spec::{Part, QkNorm, Role, RouteWeights, Score};
+
+const GPT_OSS: &[Rule] = &[
+    rule(Role::Sinks, "self_attn.sinks", &[Heads]),
+    rule(Role::Router, "mlp.router.weight", &[Experts, Hidden]),
+    rule(Role::RouterBias, "mlp.router.bias", &[Experts]),
+];
+
+const GATE_UP: Holds = Holds::Two(Part::Gate, Part::Up, Split::Interleaved);
+const GATE_UP_BIAS: Holds = Holds::Two(Part::GateBias, Part::UpBias, Split::Interleaved);
+
+/// As released: rows are outputs.
+const MXFP4: ExpertLayout = ExpertLayout {
+    name: "stacked MXFP4 blocks",
+    pieces: &[
+        Piece { name: "mlp.experts.gate_up_proj_blocks", holds: GATE_UP, transposed: false },
+        one(Part::Down, "mlp.experts.down_proj_blocks"),
+        Piece { name: "mlp.experts.gate_up_proj_bias", holds: GATE_UP_BIAS, transposed: false },
+        one(Part::DownBias, "mlp.experts.down_proj_bias"),
+    ],
+};
+
+/// As transformers saves it after decoding: `[in, out]`, which square matrices do not show.
+const DECODED: ExpertLayout = ExpertLayout {
+    name: "stacked, [in, out]",
+    pieces: &[
+        Piece { name: "mlp.experts.gate_up_proj", holds: GATE_UP, transposed: true },
+        Piece { name: "mlp.experts.down_proj", holds: Holds::One(Part::Down), transposed: true },
+        Piece { name: "mlp.experts.gate_up_proj_bias", holds: GATE_UP_BIAS, transposed: false },
+        one(Part::DownBias, "mlp.experts.down_proj_bias"),
+    ],
+};
+
+pub const FAMILY: Family = Family {
+    model_types: &["gpt_oss"],
+    class: "GptOssForCausalLM",
+    gguf: "gpt-oss",
+    fixed: &[("hidden_act", Fixed::Text("silu"))],
+    norm_eps: 1e-5,
+    attention: AttentionRule::Gqa {
+        head_dim: Some(64),
+        qk_norm: QkNorm::None,
+        qkv_bias: Switch::Key("attention_bias", true),
+        o_bias: Switch::Key("attention_bias", true),
+        clip: None,
+        window: WindowRule::LayerTypes { default: 128 },
+        sinks: true,
+    },
+    rope: RopeRule {
+        theta: 1.5e5,
+        scaling: Some(Yarn { factor: 32.0, original_positions: 4096.0, truncate: false, ..Yarn::DEFAULT }),
+    },
+    moe_layers: MoeLayers::All,
+    moe: MoeRule {
+        n_experts: &["num_local_experts", "num_experts"],
+        n_experts_used: &["num_experts_per_tok", "experts_per_token"],
+        inter: &["intermediate_size"],
+        activation: ActivationRule::ClampedSwish { alpha: 1.702, limit: 7.0 },
+        bias: true,
+        router: RouterRule {
+            bias: true,
+            score: Score::Identity,
+            correction: false,
+            groups: None,
+            weights: RouteWeights::SoftmaxOverChosen,
+            renorm: Switch::Never,
+            renorm_eps: 0.0,
+            scale: None,
+        },
+        shared: SharedRule::None,
+    },
+    dense_inter: &["intermediate_size"],
+    mtp: Mtp::None,
+    layer_prefix: "model.layers.{L}.",
+    rules: &[LLAMA, GQA, GPT_OSS],
+    experts: &[MXFP4, DECODED],
+    left_out: ROTARY_TABLES,
+};

@@ -1,0 +1,188 @@
+//! From a tensor's name to what the family says it is.
+//!
+//! Templates hold `{L}` for the layer and `{E}` for the expert. A name is turned into its template by replacing its
+//! first two numbers, then looked up: each name costs one search, however many rules there are.
+
+use std::collections::BTreeMap;
+
+use crate::family::{Family, Piece, Rule};
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Meaning {
+    /// A trunk tensor.
+    Trunk(&'static Rule),
+    /// Piece `piece` of expert layout `layout`; several layouts may share a piece.
+    Expert {
+        /// Bit `i` is set where layout `i` of the family has this tensor.
+        layouts: u32,
+        /// The piece, the same in all of them.
+        piece: &'static Piece,
+    },
+}
+
+/// A name taken apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    /// What it stands for.
+    pub meaning: Meaning,
+    /// Layer, where its template has one.
+    pub layer: Option<usize>,
+    /// Expert, where its template has one.
+    pub expert: Option<usize>,
+}
+
+/// All names of a family.
+#[derive(Debug)]
+pub struct Names {
+    templates: BTreeMap<String, Meaning>,
+    layer_prefix: &'static str,
+}
+
+/// Weight endings, and the endings of the scales that belong to them.
+pub const SCALES: &[(&str, &str)] = &[(".weight", ".weight_scale_inv"), ("_blocks", "_scales")];
+
+impl Names {
+    /// The names of `family`.
+    pub fn of(family: &'static Family) -> Names {
+        let mut templates = BTreeMap::new();
+        for rule in family.rules.iter().copied().flatten() {
+            let name = match crate::describe::has_global(rule.role) {
+                true => rule.name.to_owned(),
+                false => format!("{}{}", family.layer_prefix, rule.name),
+            };
+            templates.insert(name, Meaning::Trunk(rule));
+        }
+        for (layout, bit) in family.experts.iter().zip((0..32).map(|i| 1u32 << i)) {
+            for piece in layout.pieces {
+                let name = format!("{}{}", family.layer_prefix, piece.name);
+                let seen = templates.get(&name).and_then(|m| match m {
+                    Meaning::Expert { layouts, .. } => Some(*layouts),
+                    Meaning::Trunk(_) => None,
+                });
+                templates.insert(name, Meaning::Expert { layouts: bit | seen.unwrap_or(0), piece });
+            }
+        }
+        Names { templates, layer_prefix: family.layer_prefix }
+    }
+
+    /// What `name` stands for, if the family has it.
+    pub fn find(&self, name: &str) -> Option<Place> {
+        if let Some(meaning) = self.templates.get(name).filter(|_| !name.contains('{')) {
+            return Some(Place { meaning: *meaning, layer: None, expert: None });
+        }
+        let (template, layer, expert) = template(name)?;
+        let meaning = *self.templates.get(&template)?;
+        Some(Place { meaning, layer: Some(layer), expert })
+    }
+
+    /// The layer whose prefix `name` has, and what follows the prefix.
+    pub fn layer_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+        let (before, after) = self.layer_prefix.split_once("{L}")?;
+        let rest = name.strip_prefix(before)?;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (digits, rest) = (rest.get(..end)?, rest.get(end..)?);
+        Some((number(digits)?, rest.strip_prefix(after)?))
+    }
+}
+
+/// The name that a scale's name belongs to.
+pub fn scaled(name: &str) -> Option<String> {
+    SCALES.iter().find_map(|(weight, scale)| Some(format!("{}{weight}", name.strip_suffix(scale)?)))
+}
+
+/// The name of the scales of a weight, for every ending it may have.
+pub fn scale_of(name: &str) -> Option<String> {
+    SCALES.iter().find_map(|(weight, scale)| Some(format!("{}{scale}", name.strip_suffix(weight)?)))
+}
+
+/// A name with its template's numbers put in.
+pub fn fill(template: &str, layer: usize, expert: usize) -> String {
+    template.replacen("{L}", &layer.to_string(), 1).replacen("{E}", &expert.to_string(), 1)
+}
+
+/// The name with its first number replaced by `{L}` and its second by `{E}`.
+fn template(name: &str) -> Option<(String, usize, Option<usize>)> {
+    let mut text = String::with_capacity(name.len() + 4);
+    let (mut layer, mut expert) = (None, None);
+    for (n, word) in name.split('.').enumerate() {
+        if n > 0 {
+            text.push('.');
+        }
+        match (number(word), layer, expert) {
+            (Some(l), None, _) => {
+                layer = Some(l);
+                text.push_str("{L}");
+            }
+            (Some(e), Some(_), None) => {
+                expert = Some(e);
+                text.push_str("{E}");
+            }
+            _ => text.push_str(word),
+        }
+    }
+    Some((text, layer?, expert))
+}
+
+/// A number written the only way we would write it.
+fn number(word: &str) -> Option<usize> {
+    let plain = word.bytes().all(|b| b.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    if plain && word.len() <= 9 { word.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::FAMILIES;
+    use crate::spec::Role;
+
+    fn names(family: &str) -> Names {
+        Names::of(FAMILIES.iter().find(|f| f.name() == family).unwrap())
+    }
+
+    #[test]
+    fn names_are_taken_apart() {
+        let names = names("deepseek_v3");
+        let place = names.find("model.layers.12.self_attn.kv_b_proj.weight").unwrap();
+        assert!(matches!(place.meaning, Meaning::Trunk(r) if r.role == Role::KvB));
+        assert_eq!((place.layer, place.expert), (Some(12), None));
+        let place = names.find("model.layers.3.mlp.experts.255.up_proj.weight").unwrap();
+        assert!(
+            matches!(place.meaning, Meaning::Expert { layouts: 1, piece } if piece.name.contains("up_proj"))
+        );
+        assert_eq!((place.layer, place.expert), (Some(3), Some(255)));
+        let place = names.find("lm_head.weight").unwrap();
+        assert_eq!((place.layer, place.expert), (None, None));
+        assert_eq!(names.layer_of("model.layers.61.eh_proj.weight"), Some((61, "eh_proj.weight")));
+    }
+
+    #[test]
+    fn only_the_exact_name_counts() {
+        let names = names("qwen3_moe");
+        for name in [
+            "model.layers.03.mlp.gate.weight",
+            "model.layers.+3.mlp.gate.weight",
+            "model.layers.3.mlp.gate.weight.",
+            "model.layers.3.mlp.gate_proj.weights",
+            "layers.3.mlp.gate.weight",
+            "model.layers.3.mlp.experts.1.2.up_proj.weight",
+            "model.layers.{L}.mlp.gate.weight",
+            "model.layers.99999999999999999999.mlp.gate.weight",
+        ] {
+            assert_eq!(names.find(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn gpt_oss_layouts_share_their_biases() {
+        let names = names("gpt_oss");
+        let layouts = |name: &str| match names.find(name).unwrap().meaning {
+            Meaning::Expert { layouts, piece } => (layouts, piece.transposed),
+            Meaning::Trunk(_) => panic!("{name}"),
+        };
+        assert_eq!(layouts("model.layers.0.mlp.experts.gate_up_proj_blocks"), (1, false));
+        assert_eq!(layouts("model.layers.0.mlp.experts.gate_up_proj"), (2, true));
+        assert_eq!(layouts("model.layers.0.mlp.experts.down_proj_bias"), (3, false));
+        assert_eq!(scaled("a.experts.down_proj_scales").as_deref(), Some("a.experts.down_proj_blocks"));
+    }
+}
