@@ -32,14 +32,13 @@ const QWEN3: &str = "random/qwen3_moe";
 const SHARDED: &str = "random/qwen3_moe_sharded";
 const FP8: &str = "random/deepseek_v3_fp8";
 const MXFP4: &str = "random/gpt_oss_mxfp4";
-const MIXED: &str = "random/qwen2_moe_mixed";
 
 const Q: &str = "model.layers.0.self_attn.q_proj.weight";
 const NORM: &str = "model.norm.weight";
 const GATE: &str = "model.layers.1.mlp.experts.2.gate_proj.weight";
 const SECOND: &str = "model-00002-of-00003.safetensors";
 
-const QUANTIZE: &[&str] = &["quantize", "model", "-o", "out.moepack", "--codec", "int8-g32"];
+const QUANTIZE: &[&str] = &["quantize", "model", "-o", "out.moepack", "--codec", "int8"];
 const INSPECT: &[&str] = &["inspect", "model"];
 
 #[test]
@@ -119,12 +118,23 @@ fn an_expert_of_zeros_is_kept_as_zeros() {
     let of_expert = damage::parse(&bank).into_iter().filter(|t| t.name.contains("experts.1."));
     let mut n_tensors = 0;
     for t in of_expert {
-        // Codes of zero are zero; a scale may be anything finite.
-        let scale = matches!(t.dtype.as_str(), "F16" | "F32" | "BF16");
-        assert!(scale || t.bytes.iter().all(|&b| b == 0), "{} is not zero", t.name);
+        // int8 stores level + 128; a group of zeros has scale 0.
+        let expected = if t.name.ends_with("scales") { 0 } else { 128 };
+        assert!(t.bytes.iter().all(|&b| b == expected), "{} is not {expected} everywhere", t.name);
         n_tensors += 1;
     }
     assert!(n_tensors >= 3, "the bank has {n_tensors} tensors of expert 1");
+}
+
+#[test]
+fn rows_that_no_block_divides_are_refused_before_any_work() {
+    let work = Work::new("random/qwen2_moe_mixed");
+    let run = moepack(work.dir.path(), &["quantize", "model", "-o", "out.moepack", "--codec", "mxfp4"]);
+    assert_eq!(run.code, Some(78), "{}", run.stderr);
+    for said in ["48 columns, but mxfp4 needs a multiple of 32", "down_proj", "hint:"] {
+        assert!(run.stderr.contains(said), "{said:?} is not said\n{}", run.stderr);
+    }
+    assert_eq!(listing(work.dir.path()).len(), 1 + listing(&work.model.dir).len());
 }
 
 #[test]

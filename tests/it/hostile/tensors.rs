@@ -123,13 +123,6 @@ pub const TENSORS: &[Fault] = &[
         ],
         make: |m| m.without(|name| name == "model.layers.1.mlp.experts.down_proj_scales"),
     },
-    Fault {
-        what: "rows that no group divides",
-        of: MIXED,
-        exit: 78,
-        says: &["down_proj", "48", "32", "hint:"],
-        make: |_| (),
-    },
 ];
 
 /// Changes the tensors of both shards and makes the index fit again.
