@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::bank::{Bank, is_bank_name};
+use crate::check::{self, CheckOptions, Damage, Progress};
 use crate::contain::{contained, root_of};
 use crate::error::{Context, Error, Kind, Result};
 use crate::file::{InputFile, cut_short};
 use crate::manifest::{FileEntry, LayerEntry, MANIFEST, Manifest};
 use crate::safetensors::TensorInfo;
 use crate::trunk::TrunkFile;
+
+/// What [`Bundle::trunk`] says of a tensor that two files have.
+pub(crate) const TRUNK_TWICE: &str = "another trunk file has this tensor too";
 
 /// A bundle whose manifest holds together and whose files are all there in the right size.
 #[derive(Debug)]
@@ -59,6 +63,14 @@ impl Bundle {
             })
     }
 
+    /// Looks for damage in every file; see [`check::check`], which does not need the bundle to open.
+    ///
+    /// # Errors
+    /// As [`check::check`].
+    pub fn check(&self, options: CheckOptions, progress: &Progress<'_>) -> Result<Vec<Damage>> {
+        check::check(&self.dir, options, progress)
+    }
+
     /// The layers that have routed experts, ascending.
     pub fn layers(&self) -> &[LayerEntry] {
         &self.manifest.layers
@@ -99,7 +111,7 @@ impl Bundle {
                     !crate::is_pad(&t.name) && files.iter().any(|f| f.header.get(&t.name).is_some())
                 });
             if let Some(t) = twice {
-                let error = Error::bad_data("another trunk file has this tensor too");
+                let error = Error::bad_data(TRUNK_TWICE);
                 return Err(error.in_file(new.file.path()).in_tensor(&t.name).at_byte(t.start));
             }
             files.push(new);
@@ -140,7 +152,7 @@ impl Bundle {
     }
 
     /// The path of a file, which was proven to lie inside.
-    fn path(&self, name: &str) -> Result<PathBuf> {
+    pub(crate) fn path(&self, name: &str) -> Result<PathBuf> {
         let path = self.dir.join(name);
         contained(&self.root, &path)?;
         Ok(path)
@@ -148,7 +160,7 @@ impl Bundle {
 }
 
 /// The manifest's numbers about a bank are the bank's.
-fn check_bank(bank: &Bank, entry: &LayerEntry, align: u64) -> Result<()> {
+pub(crate) fn check_bank(bank: &Bank, entry: &LayerEntry, align: u64) -> Result<()> {
     let compare = |what: &str, found: u64, said: u64| {
         if found == said {
             return Ok(());

@@ -10,6 +10,7 @@ pub mod aligned;
 pub mod atomic;
 pub mod bank;
 pub mod bundle;
+pub mod check;
 pub mod contain;
 pub mod dtype;
 pub mod error;
@@ -19,7 +20,10 @@ pub mod index;
 pub mod layout;
 pub mod limits;
 pub mod manifest;
+pub mod pager;
 pub mod safetensors;
+#[cfg(test)]
+mod testing;
 pub mod trunk;
 
 pub use aligned::AlignedBuf;
@@ -29,12 +33,14 @@ pub use bank::{
     ReadOptions, Record,
 };
 pub use bundle::Bundle;
+pub use check::{CheckLevel, CheckOptions, Damage};
 pub use dtype::Dtype;
 pub use error::{Context, Error, Kind, Result};
 pub use file::{Fingerprint, InputFile};
 pub use index::RecordEntry;
 pub use layout::{TENSOR_ALIGN, is_pad};
 pub use manifest::Manifest;
+pub use pager::{Pager, PagerOptions, PagerStats};
 pub use safetensors::{Header, TensorInfo};
 pub use trunk::{FileSummary, TrunkFile, TrunkWriter, trunk_name};
 

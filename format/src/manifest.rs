@@ -167,10 +167,43 @@ pub struct Totals {
     pub trunk_bytes: u64,
     /// Bytes of all files but the manifest.
     pub bundle_bytes: u64,
-    /// Bits per weight of the routed experts, padding not counted.
+    /// Bits per weight of the routed experts: `expert_payload_bytes` over `expert_weights`.
     pub bpw_experts: f64,
-    /// Bits per weight of the model, every byte of `bundle_bytes` counted.
+    /// Bits per weight of the model: `expert_payload_bytes` and `trunk_bytes` over all weights.
     pub bpw_total: f64,
+}
+
+impl Totals {
+    /// The sums, from what the manifest lists.
+    pub fn sum(
+        files: &[FileEntry],
+        layers: &[LayerEntry],
+        trunk: &[TrunkEntry],
+        expert_weights: u64,
+        trunk_weights: u64,
+    ) -> Totals {
+        let bytes_of = |name: &str| files.iter().find(|f| f.path == name).map_or(0, |f| f.bytes);
+        // Numbers of a stranger's manifest come here too, so sums saturate.
+        let sum = |all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add);
+        let expert_payload_bytes = sum(&mut layers.iter().map(|l| l.payload_bytes));
+        let trunk_bytes = sum(&mut trunk.iter().map(|t| bytes_of(&t.file)));
+        let bpw = |bytes: u64, weights: u64| {
+            if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+        };
+        Totals {
+            expert_weights,
+            trunk_weights,
+            expert_payload_bytes,
+            padding_bytes: sum(&mut layers.iter().map(|l| l.padding_bytes)),
+            trunk_bytes,
+            bundle_bytes: sum(&mut files.iter().map(|f| f.bytes)),
+            bpw_experts: bpw(expert_payload_bytes, expert_weights),
+            bpw_total: bpw(
+                expert_payload_bytes.saturating_add(trunk_bytes),
+                expert_weights.saturating_add(trunk_weights),
+            ),
+        }
+    }
 }
 
 impl Manifest {

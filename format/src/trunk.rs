@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(stock.tensor("empty").unwrap().shape(), [0, 3]);
         let ours = TrunkFile::open(&path).unwrap();
         assert_eq!(ours.file.sha256(&|| false).unwrap(), summary.sha256);
-        assert!(specs().iter().all(|s| ours.header.get(&s.name).unwrap().start % TENSOR_ALIGN == 0));
+        assert!(specs().iter().all(|s| ours.header.get(&s.name).unwrap().start.is_multiple_of(TENSOR_ALIGN)));
         assert_eq!(ours.pads().count(), 3);
     }
 
@@ -288,7 +288,7 @@ mod tests {
         let t = |n: u64| PlaneSpec::new("t", Dtype::U8, &[n]);
         let tensors = [t(256), t(1), t(256), t(5000), t(1)];
         assert_eq!(split_trunk(&tensors, 512).unwrap(), [0..2, 2..3, 3..4, 4..5]);
-        assert_eq!(split_trunk(&tensors, u64::MAX).unwrap(), [0..5]);
+        assert_eq!(split_trunk(&tensors, u64::MAX).unwrap().len(), 1);
         assert!(split_trunk(&[], 1).unwrap().is_empty());
     }
 }
