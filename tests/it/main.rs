@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod determinism;
 mod goldens;
 mod hostile;
+mod integrity;
+mod resume;
 mod support;

@@ -1,5 +1,6 @@
 //! What the tests share: the binary, the fixtures, a directory to work in.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -27,6 +28,18 @@ pub struct Run {
 
 /// Runs `moepack ARGS` in `dir`.
 pub fn moepack<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S]) -> Run {
+    moepack_with(dir, &[], args)
+}
+
+/// Runs `moepack ARGS` in `dir`, and it exits with 0.
+pub fn succeeds<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S]) -> Run {
+    let run = moepack(dir, args);
+    assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
+    run
+}
+
+/// Runs `moepack ARGS` in `dir` with additions to the environment.
+pub fn moepack_with<S: AsRef<std::ffi::OsStr>>(dir: &Path, environment: &[(&str, &str)], args: &[S]) -> Run {
     let limited = format!("ulimit -v {ADDRESS_SPACE_KIB} && exec \"$0\" \"$@\"");
     let mut command = assert_cmd::Command::new("sh");
     command
@@ -34,6 +47,7 @@ pub fn moepack<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S]) -> Run {
         .args(args)
         .current_dir(dir)
         .timeout(TIMEOUT);
+    command.envs(environment.iter().copied());
     let Output { status, stdout, stderr } = command.output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
     Run { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
@@ -54,4 +68,31 @@ pub fn listing(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// Every file under `dir` with its bytes.
+pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = listing(dir).into_iter().filter(|path| dir.join(path).is_file());
+    files.map(|path| (path.clone(), std::fs::read(dir.join(&path)).unwrap())).collect()
+}
+
+/// Two directories hold the same files with the same bytes.
+pub fn assert_same(a: &Path, b: &Path, what: &str) {
+    let (a, b) = (contents(a), contents(b));
+    assert!(!a.is_empty(), "nothing to compare");
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{what}: other files");
+    for (path, bytes) in &a {
+        let differs = bytes.iter().zip(&b[path]).position(|(x, y)| x != y);
+        assert_eq!(differs, None, "{what}: {} differs at this byte", path.display());
+        assert_eq!(bytes.len(), b[path].len(), "{what}: length of {}", path.display());
+    }
+}
+
+/// The beginning of a fixture's text, up to a whole line.
+pub fn text(dir: &Path, of: &str, bytes_max: usize) -> PathBuf {
+    let text = std::fs::read_to_string(fixture("text").join(of)).unwrap();
+    let end = text.floor_char_boundary(bytes_max);
+    let path = dir.join(of);
+    std::fs::write(&path, &text[..=text[..end].rfind('\n').unwrap()]).unwrap();
+    path
 }
