@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moepack_format::{Dtype, Error, Fingerprint, Header, InputFile, Result, TensorInfo};
+use moepack_format::{Bundle, Dtype, Error, Fingerprint, Header, InputFile, Result, TensorInfo, is_pad};
 
 use crate::limits::{LISTED_MAX, OPEN_FILES_MAX, TENSORS_MAX};
 
@@ -93,7 +93,16 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors of exactly these files in `place`.
+    /// The trunk of a bundle, as if it were a checkpoint without experts.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::of_files`].
+    pub fn of_bundle(bundle: &Bundle) -> Result<Checkpoint> {
+        let names = bundle.manifest.trunk.iter().map(|t| t.file.clone()).collect();
+        Checkpoint::of_files(Place::find(&bundle.dir)?, names, Vec::new())
+    }
+
+    /// The tensors of exactly these files in `place`; what only fills gaps in a bundle is passed over.
     ///
     /// # Errors
     /// A header that is not valid, a tensor that is in two files, no tensor at all.
@@ -108,7 +117,8 @@ impl Checkpoint {
             if tensors.len() + header.tensors.len() > TENSORS_MAX {
                 return Err(Error::bad_data(format!("more than {TENSORS_MAX} tensors")).in_file(&path));
             }
-            tensors.extend(header.tensors.into_iter().map(|t| located(t, file_idx)));
+            let kept = header.tensors.into_iter().filter(|t| !is_pad(&t.name));
+            tensors.extend(kept.map(|t| located(t, file_idx)));
             files.push(SourceFile { name, fingerprint: file.fingerprint()?, path });
         }
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));

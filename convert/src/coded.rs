@@ -1,5 +1,7 @@
 //! A routed expert as it is stored: canonical orientation, native codec, not yet decoded.
 
+use std::path::PathBuf;
+
 use moepack_format::{Error, Result};
 use moepack_quant::{CodecRef, Isa, Planes};
 
@@ -19,8 +21,25 @@ pub struct CodedPart {
     pub cols: usize,
     /// The codec's planes.
     pub planes: Planes,
-    /// The tensor or record it came from, for messages.
-    pub source: String,
+    /// Where it came from, for messages.
+    pub source: Origin,
+}
+
+/// The tensor or record that something was read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// Name of the tensor or record.
+    pub tensor: String,
+}
+
+impl Origin {
+    /// Adds the place to an error.
+    pub fn locate(&self, error: Error) -> Error {
+        let error = if self.tensor.is_empty() { error } else { error.in_tensor(&self.tensor) };
+        if self.file.as_os_str().is_empty() { error } else { error.in_file(&self.file) }
+    }
 }
 
 impl CodedPart {
@@ -34,7 +53,7 @@ impl CodedPart {
         self.codec
             .decode(isa, &planes, self.rows, self.cols, 0, &mut out)
             .and_then(|()| check_finite(isa, &out, self.cols))
-            .map_err(|e| e.in_tensor(&self.source))?;
+            .map_err(|e| self.source.locate(e))?;
         Ok(out)
     }
 

@@ -6,6 +6,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use moepack_format::contain::root_of;
 use moepack_format::{Error, InputFile, Result};
 
 use super::listed;
@@ -30,12 +31,7 @@ impl Place {
             return Err(not_a_directory(path));
         }
         let root = snapshot(path)?.unwrap_or_else(|| path.to_owned());
-        let real = canonical(&root)?;
-        let cache = real.ancestors().skip(2).take(1).find(|p| {
-            p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("models--"))
-                && real.parent().and_then(Path::file_name).is_some_and(|n| n == "snapshots")
-        });
-        let fence = cache.map_or_else(|| real.clone(), Path::to_owned);
+        let fence = root_of(&root)?;
         Ok(Place { root, fence })
     }
 

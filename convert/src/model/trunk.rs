@@ -1,0 +1,150 @@
+//! The trunk of a model: decoded for the forward pass, raw for copying.
+
+use std::ops::Range;
+
+use moepack_format::{Error, Result};
+use moepack_quant::Isa;
+
+use super::{Model, to_usize};
+use crate::catalog::{TrunkTensor, matrix};
+use crate::checkpoint::{SourceTensor, length};
+use crate::coded::check_finite;
+use crate::encoding::{check_scales, encoding};
+use crate::spec::Role;
+use crate::tensor::Tensor;
+
+/// Bytes read at a time where a long tensor is decoded.
+const CHUNK_BYTES: usize = 4 << 20;
+
+impl Model {
+    /// Whether the trunk has a tensor with this role; a tied head is the embedding.
+    pub fn has(&self, layer: Option<usize>, role: Role) -> bool {
+        self.trunk_tensor(layer, role).is_some()
+    }
+
+    /// The trunk tensor with this role; a tied head is the embedding.
+    pub fn trunk_tensor(&self, layer: Option<usize>, role: Role) -> Option<&TrunkTensor> {
+        let role = if role == Role::LmHead && self.spec.tied_head { Role::Embed } else { role };
+        self.catalog.find(layer, role)
+    }
+
+    /// A trunk tensor, decoded.
+    ///
+    /// # Errors
+    /// No such tensor; what cannot be read; scales or weights that are no finite numbers.
+    pub fn trunk(&self, layer: Option<usize>, role: Role) -> Result<Tensor> {
+        let tensor = self.stored(layer, role)?;
+        let data = self.decode_rows(tensor, 0..to_usize(matrix(tensor).0)?)?;
+        let shape = tensor.shape.iter().map(|&n| to_usize(n)).collect::<Result<_>>()?;
+        Ok(Tensor { shape, data })
+    }
+
+    /// Some rows of a trunk matrix, decoded, such as the embeddings of a few tokens: `[rows.len(), cols]`.
+    ///
+    /// # Errors
+    /// As [`Model::trunk`]; rows beyond the matrix.
+    pub fn trunk_rows(&self, layer: Option<usize>, role: Role, rows: Range<usize>) -> Result<Tensor> {
+        let tensor = self.stored(layer, role)?;
+        let data = self.decode_rows(tensor, rows.clone())?;
+        Ok(Tensor { shape: vec![rows.len(), data.len() / rows.len().max(1)], data })
+    }
+
+    /// The trunk in the order of the files, for copying.
+    pub fn trunk_tensors(&self) -> &[TrunkTensor] {
+        &self.catalog.trunk
+    }
+
+    /// Bytes of a trunk tensor as they are stored, from `offset`.
+    ///
+    /// # Errors
+    /// A range beyond the tensor, or what the operating system says.
+    pub fn read_raw(&self, tensor: &TrunkTensor, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let at = self.checkpoint.tensors().get(tensor.tensor).filter(|t| *t.name == *tensor.name);
+        let source = at.ok_or_else(|| Error::bad_data("no such tensor").in_tensor(&tensor.name))?;
+        self.checkpoint.read(source, offset, buf)
+    }
+
+    /// Looks at every scale of the trunk, so that a bad one is found before hours of work.
+    ///
+    /// # Errors
+    /// The first scale that is no positive, finite, normal number.
+    pub fn check_trunk_scales(&self) -> Result<()> {
+        for tensor in self.catalog.trunk.iter().filter(|t| t.is_scale) {
+            let Some(source) = self.checkpoint.tensors().get(tensor.tensor) else { continue };
+            let bytes = self.checkpoint.bytes(source)?;
+            check_scales(source, 0, &bytes).map_err(|e| e.in_file(self.checkpoint.path_of(source)))?;
+        }
+        Ok(())
+    }
+
+    fn stored(&self, layer: Option<usize>, role: Role) -> Result<&SourceTensor> {
+        let found = self.trunk_tensor(layer, role).and_then(|t| self.checkpoint.tensors().get(t.tensor));
+        found.ok_or_else(|| {
+            let place = layer.map_or(String::new(), |l| format!(" in layer {l}"));
+            Error::bad_data(format!("no tensor for {role:?}{place}")).in_file(self.root())
+        })
+    }
+
+    /// The scales that belong to a tensor.
+    fn scales_of(&self, tensor: &SourceTensor) -> Option<&SourceTensor> {
+        let at = crate::names::scale_of(&tensor.name).and_then(|name| self.checkpoint.find(&name))?;
+        self.checkpoint.tensors().get(at)
+    }
+
+    /// Rows of a trunk tensor, NaN and infinity refused.
+    fn decode_rows(&self, tensor: &SourceTensor, rows: Range<usize>) -> Result<Vec<f32>> {
+        let inner = || {
+            let (n_rows, cols) = matrix(tensor);
+            let (n_rows, cols) = (to_usize(n_rows)?, to_usize(cols)?);
+            if rows.start > rows.end || rows.end > n_rows {
+                return Err(Error::bad_data(format!("rows {rows:?} of a matrix of {n_rows} rows")));
+            }
+            let mut out = vec![0.0; rows.len() * cols];
+            match self.scales_of(tensor) {
+                Some(scales) => self.decode_scaled(tensor, scales, rows.start, &mut out)?,
+                None => self.decode_plain(tensor, [n_rows, cols], rows.start, &mut out)?,
+            }
+            check_finite(Isa::get(), &out, cols)?;
+            Ok(out)
+        };
+        inner().map_err(|e| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
+    }
+
+    /// Numbers with scales: both are read whole, because a scale belongs to many rows.
+    fn decode_scaled(
+        &self,
+        tensor: &SourceTensor,
+        scales: &SourceTensor,
+        first_row: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (rows, cols) = matrix(tensor);
+        let codec = encoding(tensor, Some(scales), None, (rows, cols), self.fp8_block)?.codec;
+        let (numbers, factors) = (self.checkpoint.bytes(tensor)?, self.checkpoint.bytes(scales)?);
+        check_scales(scales, 0, &factors)?;
+        codec.decode(Isa::get(), &[&numbers, &factors], to_usize(rows)?, to_usize(cols)?, first_row, out)
+    }
+
+    /// Plain numbers: read in chunks, so that only the result is long.
+    fn decode_plain(
+        &self,
+        tensor: &SourceTensor,
+        [n_rows, cols]: [usize; 2],
+        first_row: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let codec = encoding(tensor, None, None, matrix(tensor), self.fp8_block)?.codec;
+        let row_bytes = length(tensor)? / n_rows.max(1);
+        let n_chunk = (CHUNK_BYTES / row_bytes.max(1)).max(1);
+        let mut numbers = Vec::new();
+        let mut row = first_row;
+        for out in out.chunks_mut(n_chunk * cols.max(1)) {
+            let n = out.len() / cols.max(1);
+            numbers.resize(n * row_bytes, 0);
+            self.checkpoint.read(tensor, row as u64 * row_bytes as u64, &mut numbers)?;
+            codec.decode(Isa::get(), &[&numbers], n, cols, 0, out)?;
+            row += n;
+        }
+        Ok(())
+    }
+}
