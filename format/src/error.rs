@@ -147,6 +147,11 @@ impl Error {
         self.kind
     }
 
+    /// What to do, as said so far.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.detail.hint.as_deref()
+    }
+
     /// What was found and expected, without place and hint.
     pub fn what(&self) -> &str {
         &self.detail.what

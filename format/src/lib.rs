@@ -23,6 +23,8 @@ pub mod manifest;
 pub mod pager;
 pub mod safetensors;
 #[cfg(test)]
+mod spec;
+#[cfg(test)]
 mod testing;
 pub mod trunk;
 

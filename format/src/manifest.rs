@@ -8,13 +8,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::atomic;
 use crate::bank::check_align;
 use crate::error::{Context, Error, Kind, Result};
-use crate::file::{InputFile, hex};
+use crate::file::InputFile;
 use crate::limits::{EXPERTS_MAX, MANIFEST_BYTES_MAX};
+
+mod entries;
+mod text;
+
+pub use entries::{
+    FileEntry, FormatVersion, LayerEntry, LeftOut, PartCodecs, Provenance, Tool, Totals, TrunkEntry,
+};
+pub(crate) use text::check_hash;
+use text::{check_version, fill_hash, json_error};
 
 /// Name of the manifest in a bundle.
 pub const MANIFEST: &str = "manifest.json";
@@ -65,147 +73,6 @@ pub struct Manifest {
     pub sha256: String,
 }
 
-/// Version of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FormatVersion {
-    /// Another one cannot be read.
-    pub major: u32,
-    /// A larger one adds what may be ignored.
-    pub minor: u32,
-}
-
-/// A program.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tool {
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-}
-
-/// What a bundle was made from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The files of the checkpoint, sorted by path, relative to it.
-    pub sources: Vec<FileEntry>,
-}
-
-/// A file with what identifies its content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileEntry {
-    /// Name in the bundle, or path in the checkpoint.
-    pub path: String,
-    /// Length.
-    pub bytes: u64,
-    /// SHA-256, 64 lower-case hex digits.
-    pub sha256: String,
-}
-
-/// The routed experts of one layer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayerEntry {
-    /// The layer.
-    pub layer: u32,
-    /// Name of its bank, one of `files`.
-    pub bank: String,
-    /// Number of experts.
-    pub n_experts: u32,
-    /// Distance of records if it is the same for all, else null.
-    pub record_stride: Option<u64>,
-    /// Padded bytes of the largest record.
-    pub max_record_bytes: u64,
-    /// Bytes of all planes of all experts.
-    pub payload_bytes: u64,
-    /// Bytes of all pads of the bank.
-    pub padding_bytes: u64,
-    /// How many tokens of the calibration text each expert saw, if there was one.
-    pub usage: Option<Vec<u64>>,
-    /// Codec of each part.
-    pub codecs: BTreeMap<String, PartCodecs>,
-    /// Relative squared error of the layer's expert weights against the checkpoint, if it was measured.
-    pub error: Option<f64>,
-}
-
-/// The codec of one part of a layer's experts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum PartCodecs {
-    /// All experts have this one.
-    Same(String),
-    /// One for each expert.
-    Each(Vec<String>),
-}
-
-/// A trunk file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TrunkEntry {
-    /// Its name, one of `files`.
-    pub file: String,
-}
-
-/// A tensor that was not carried over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// Its name in the checkpoint.
-    pub name: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// Sums over a bundle.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Totals {
-    /// Weights of all routed experts.
-    pub expert_weights: u64,
-    /// Weights of everything else.
-    pub trunk_weights: u64,
-    /// Bytes of all planes of all experts.
-    pub expert_payload_bytes: u64,
-    /// Bytes of all pads of all banks.
-    pub padding_bytes: u64,
-    /// Bytes of the trunk files.
-    pub trunk_bytes: u64,
-    /// Bytes of all files but the manifest.
-    pub bundle_bytes: u64,
-    /// Bits per weight of the routed experts: `expert_payload_bytes` over `expert_weights`.
-    pub bpw_experts: f64,
-    /// Bits per weight of the model: `expert_payload_bytes` and `trunk_bytes` over all weights.
-    pub bpw_total: f64,
-}
-
-impl Totals {
-    /// The sums, from what the manifest lists.
-    pub fn sum(
-        files: &[FileEntry],
-        layers: &[LayerEntry],
-        trunk: &[TrunkEntry],
-        expert_weights: u64,
-        trunk_weights: u64,
-    ) -> Totals {
-        let bytes_of = |name: &str| files.iter().find(|f| f.path == name).map_or(0, |f| f.bytes);
-        // Numbers of a stranger's manifest come here too, so sums saturate.
-        let sum = |all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add);
-        let expert_payload_bytes = sum(&mut layers.iter().map(|l| l.payload_bytes));
-        let trunk_bytes = sum(&mut trunk.iter().map(|t| bytes_of(&t.file)));
-        let bpw = |bytes: u64, weights: u64| {
-            if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
-        };
-        Totals {
-            expert_weights,
-            trunk_weights,
-            expert_payload_bytes,
-            padding_bytes: sum(&mut layers.iter().map(|l| l.padding_bytes)),
-            trunk_bytes,
-            bundle_bytes: sum(&mut files.iter().map(|f| f.bytes)),
-            bpw_experts: bpw(expert_payload_bytes, expert_weights),
-            bpw_total: bpw(
-                expert_payload_bytes.saturating_add(trunk_bytes),
-                expert_weights.saturating_add(trunk_weights),
-            ),
-        }
-    }
-}
-
 impl Manifest {
     /// Reads and checks the manifest of the bundle at `dir`.
     ///
@@ -248,11 +115,7 @@ impl Manifest {
         let json = serde_json::to_string_pretty(&blank);
         let mut text = json.map_err(|e| Error::bad_data(format!("cannot write JSON: {e}")))?;
         text.push('\n');
-        let digits = hex(&Sha256::digest(&text));
-        let (head, tail) = split_hash(text.as_bytes()).ok_or_else(|| Error::bad_data(HASH_PLACE))?;
-        let mut out = head.to_vec();
-        out.extend_from_slice(digits.as_bytes());
-        out.extend_from_slice(tail);
+        let out = fill_hash(text.as_bytes())?;
         Manifest::parse(&out)?;
         String::from_utf8(out).map_err(|e| Error::bad_data(e.to_string()))
     }
@@ -321,70 +184,6 @@ pub(crate) fn read_text(dir: &Path) -> Result<Vec<u8>> {
     let mut text = vec![0; file.len() as usize];
     file.read_exact_at(0, &mut text)?;
     Ok(text)
-}
-
-/// The hash at the end of the text is that of the text.
-///
-/// # Errors
-/// `BadData` with both hashes.
-pub(crate) fn check_hash(text: &[u8]) -> Result<()> {
-    let (head, tail) = split_hash(text).ok_or_else(|| Error::bad_data(HASH_PLACE))?;
-    let stored = text.get(head.len()..text.len() - tail.len()).unwrap_or_default();
-    let mut hash = Sha256::new();
-    hash.update(head);
-    hash.update("0".repeat(64));
-    hash.update(tail);
-    let found = hex(&hash.finalize());
-    if stored == found.as_bytes() {
-        return Ok(());
-    }
-    let what = format!("sha256 of the manifest is {found}, it says {}", String::from_utf8_lossy(stored));
-    Err(Error::bad_data(what).hint("the manifest was damaged or edited; copy the bundle again"))
-}
-
-const HASH_PLACE: &str = "the manifest does not end with its sha256";
-
-/// What lies before and behind the 64 digits at the end.
-fn split_hash(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    const BEFORE: &[u8] = b"\n  \"sha256\": \"";
-    const BEHIND: &[u8] = b"\"\n}\n";
-    let digits_end = text.len().checked_sub(BEHIND.len())?;
-    let (head, tail) = text.split_at_checked(digits_end)?;
-    let head = head.get(..head.len().checked_sub(64)?)?;
-    (head.ends_with(BEFORE) && tail == BEHIND).then_some((head, tail))
-}
-
-/// Only what every version of the format has.
-#[derive(Deserialize)]
-struct Versioned {
-    format_version: FormatVersion,
-    #[serde(default)]
-    features_required: Vec<String>,
-}
-
-fn check_version(text: &[u8]) -> Result<()> {
-    let found: Versioned = serde_json::from_slice(text).map_err(|e| json_error(&e, text))?;
-    let FormatVersion { major, minor } = found.format_version;
-    if major != FORMAT_VERSION.major {
-        let FormatVersion { major: ours, .. } = FORMAT_VERSION;
-        let what = format!("format version {major}.{minor}, this moepack reads version {ours}");
-        return Err(Error::bad_data(what).hint(format!("use a moepack that reads version {major}")));
-    }
-    match found.features_required.iter().find(|f| !FEATURES.contains(&f.as_str())) {
-        Some(feature) => {
-            let what = format!("required feature {feature:?} is unknown, known are {FEATURES:?}");
-            Err(Error::bad_data(what).hint("use a newer moepack"))
-        }
-        None => Ok(()),
-    }
-}
-
-fn json_error(error: &serde_json::Error, text: &[u8]) -> Error {
-    let lines_before = text.split_inclusive(|&b| b == b'\n').take(error.line().saturating_sub(1));
-    let start: usize = lines_before.map(<[u8]>::len).sum();
-    let message = error.to_string();
-    let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
-    Error::bad_data(what).at_byte(start.saturating_add(error.column().saturating_sub(1)) as u64)
 }
 
 fn unfinished(dir: &Path) -> Error {

@@ -11,7 +11,7 @@ use crate::manifest::{
     TrunkEntry,
 };
 use crate::trunk::{TrunkWriter, trunk_name};
-use crate::{Dtype, PlaneSpec};
+use crate::{Dtype, InputFile, PlaneSpec};
 
 /// Layers that have experts.
 pub(crate) const LAYERS: [u32; 2] = [1, 4];
@@ -61,6 +61,11 @@ impl SmallBundle {
         };
         manifest.write(&dir).unwrap();
         SmallBundle { _temp: temp, dir, manifest }
+    }
+
+    /// The bank of a layer, as a file.
+    pub(crate) fn bank_file(&self, layer: u32) -> InputFile {
+        InputFile::open(&self.dir.join(bank_name(layer))).unwrap()
     }
 
     /// Rewrites the manifest after a change, so that its hash is right.

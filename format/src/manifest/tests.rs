@@ -1,6 +1,9 @@
 //! Manifests that go round, and those that are refused.
 
+use sha2::{Digest, Sha256};
+
 use super::*;
+use crate::file::hex;
 use crate::testing::SmallBundle;
 
 /// The manifest is refused with a message that starts with `what`.

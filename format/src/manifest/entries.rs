@@ -1,0 +1,146 @@
+//! What a manifest is made of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormatVersion {
+    /// Another one cannot be read.
+    pub major: u32,
+    /// A larger one adds what may be ignored.
+    pub minor: u32,
+}
+
+/// A program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// What a bundle was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The files of the checkpoint, sorted by path, relative to it.
+    pub sources: Vec<FileEntry>,
+}
+
+/// A file with what identifies its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Name in the bundle, or path in the checkpoint.
+    pub path: String,
+    /// Length.
+    pub bytes: u64,
+    /// SHA-256, 64 lower-case hex digits.
+    pub sha256: String,
+}
+
+/// The routed experts of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerEntry {
+    /// The layer.
+    pub layer: u32,
+    /// Name of its bank, one of `files`.
+    pub bank: String,
+    /// Number of experts.
+    pub n_experts: u32,
+    /// Distance of records if it is the same for all, else null.
+    pub record_stride: Option<u64>,
+    /// Padded bytes of the largest record.
+    pub max_record_bytes: u64,
+    /// Bytes of all planes of all experts.
+    pub payload_bytes: u64,
+    /// Bytes of all pads of the bank.
+    pub padding_bytes: u64,
+    /// How many tokens of the calibration text each expert saw, if there was one.
+    pub usage: Option<Vec<u64>>,
+    /// Codec of each part.
+    pub codecs: BTreeMap<String, PartCodecs>,
+    /// Relative squared error of the layer's expert weights against the checkpoint, if it was measured.
+    pub error: Option<f64>,
+}
+
+/// The codec of one part of a layer's experts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PartCodecs {
+    /// All experts have this one.
+    Same(String),
+    /// One for each expert.
+    Each(Vec<String>),
+}
+
+/// A trunk file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrunkEntry {
+    /// Its name, one of `files`.
+    pub file: String,
+}
+
+/// A tensor that was not carried over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Sums over a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Weights of all routed experts.
+    pub expert_weights: u64,
+    /// Weights of everything else.
+    pub trunk_weights: u64,
+    /// Bytes of all planes of all experts.
+    pub expert_payload_bytes: u64,
+    /// Bytes of all pads of all banks.
+    pub padding_bytes: u64,
+    /// Bytes of the trunk files.
+    pub trunk_bytes: u64,
+    /// Bytes of all files but the manifest.
+    pub bundle_bytes: u64,
+    /// Bits per weight of the routed experts: `expert_payload_bytes` over `expert_weights`.
+    pub bpw_experts: f64,
+    /// Bits per weight of the model: `expert_payload_bytes` and `trunk_bytes` over all weights.
+    pub bpw_total: f64,
+}
+
+impl Totals {
+    /// The sums, from what the manifest lists.
+    pub fn sum(
+        files: &[FileEntry],
+        layers: &[LayerEntry],
+        trunk: &[TrunkEntry],
+        expert_weights: u64,
+        trunk_weights: u64,
+    ) -> Totals {
+        let bytes_of = |name: &str| files.iter().find(|f| f.path == name).map_or(0, |f| f.bytes);
+        // Numbers of a stranger's manifest come here too, so sums saturate.
+        let sum = |all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add);
+        let expert_payload_bytes = sum(&mut layers.iter().map(|l| l.payload_bytes));
+        let trunk_bytes = sum(&mut trunk.iter().map(|t| bytes_of(&t.file)));
+        let bpw = |bytes: u64, weights: u64| {
+            if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+        };
+        Totals {
+            expert_weights,
+            trunk_weights,
+            expert_payload_bytes,
+            padding_bytes: sum(&mut layers.iter().map(|l| l.padding_bytes)),
+            trunk_bytes,
+            bundle_bytes: sum(&mut files.iter().map(|f| f.bytes)),
+            bpw_experts: bpw(expert_payload_bytes, expert_weights),
+            bpw_total: bpw(
+                expert_payload_bytes.saturating_add(trunk_bytes),
+                expert_weights.saturating_add(trunk_weights),
+            ),
+        }
+    }
+}
