@@ -9,11 +9,11 @@ pub mod experts;
 pub mod intervals;
 pub mod logits;
 pub mod routing;
-mod rows;
+pub(crate) mod rows;
 pub mod stream;
 
 pub use experts::{ExpertDrift, ExpertError};
 pub use intervals::{Estimate, Unit};
-pub use logits::{LogitDrift, LogitSummary, Position, WindowDrift};
+pub use logits::{LogitDrift, LogitSummary, Position, TailBound, WindowDrift};
 pub use routing::RoutingOverlap;
 pub use stream::{LayerDrift, SquareSums};

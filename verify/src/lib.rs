@@ -1,6 +1,7 @@
 //! Reference forward pass and drift metrics.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
+pub mod baseline;
 pub mod drift;
 pub mod gates;
 pub mod report;

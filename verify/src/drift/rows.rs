@@ -41,6 +41,10 @@ per_isa! {
     pub fn pair_sums(a: &[f32], b: &[f32], max_a: f64, max_b: f64) -> PairSums = pair_sums_body;
 }
 per_isa! {
+    /// e^(x−max) of each logit; `max` is the row's largest.
+    pub fn exp_each(row: &[f32], max: f64, out: &mut [f64]) = exp_each_body;
+}
+per_isa! {
     fn row_max(row: &[f32]) -> f32 = row_max_body;
 }
 per_isa! {
@@ -128,6 +132,13 @@ fn exp_sum_body(row: &[f32], max: f64) -> f64 {
 }
 
 #[inline(always)]
+fn exp_each_body(row: &[f32], max: f64, out: &mut [f64]) {
+    for (out, &v) in out.iter_mut().zip(row) {
+        *out = exp(f64::from(v) - max);
+    }
+}
+
+#[inline(always)]
 fn pair_sums_body(a: &[f32], b: &[f32], max_a: f64, max_b: f64) -> PairSums {
     let (mut exp_a, mut exp_b, mut weighted) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
     let mut add = |lane: usize, a: f32, b: f32| {
@@ -192,7 +203,10 @@ mod tests {
         let all = |isa| {
             let p = pair_sums(isa, &a, &b, 9.0, 9.0);
             let (d, n) = square_sums(isa, &a, &b);
-            [p.exp_a, p.exp_b, p.weighted, d, n, log_sum_exp(isa, &a)].map(f64::to_bits)
+            let mut each = vec![0.0; a.len()];
+            exp_each(isa, &a, 9.0, &mut each);
+            let sum = each.iter().sum::<f64>();
+            [p.exp_a, p.exp_b, p.weighted, d, n, log_sum_exp(isa, &a), sum].map(f64::to_bits)
         };
         for isa in Isa::available() {
             assert_eq!(all(isa), all(Isa::SCALAR), "{}", isa.name());
