@@ -150,6 +150,6 @@ mod tests {
     fn the_diagram_of_three_bits_holds() {
         let mut packed = [0; 3];
         pack(Isa::SCALAR, 3, &[1, 2, 3, 4, 5, 6, 7, 0], &mut packed);
-        assert_eq!(packed, [0b11_010_001, 0b0_101_100_0, 0b000_111_11]);
+        assert_eq!(packed, [0b1101_0001, 0b0101_1000, 0b0001_1111]);
     }
 }

@@ -143,7 +143,7 @@ pub(crate) fn check_input(isa: Isa, w: Matrix<'_>, importance: Option<&[f32]>, r
             reach.largest,
             reach.codec
         );
-        return Err(Error::plan(what).hint("choose bf16 for this tensor in the recipe"));
+        return Err(Error::plan(what).hint("choose bf16 or f32 for this tensor in the recipe"));
     }
     Ok(largest)
 }
@@ -205,7 +205,7 @@ pub(crate) fn check_planes(
         }
     }
     let end = first_row.checked_add(out.len() / cols);
-    if out.len() % cols != 0 || end.is_none_or(|end| end > rows) {
+    if !out.len().is_multiple_of(cols) || end.is_none_or(|end| end > rows) {
         let n = out.len();
         return Err(Error::bad_data(format!(
             "{n} values from row {first_row} on, of a matrix [{rows}, {cols}]"

@@ -49,3 +49,86 @@ pub fn solver(name: &str) -> Result<&'static dyn Solver> {
         Error::usage(format!("unknown solver {name:?}, known are {}", known.join(" ")))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{CODECS, codec};
+
+    const ROWS: usize = 24;
+    const COLS: usize = 192;
+
+    /// Weights around zero, and second moments over four orders of magnitude, one column in 16 never seen.
+    fn case() -> (Vec<f32>, ColumnStats) {
+        let mut state = 1u32;
+        let mut uniform = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 16_777_216.0
+        };
+        let data = (0..ROWS * COLS).map(|_| uniform() + uniform() + uniform() - 1.5).collect();
+        let moment = |c: usize| if c % 16 == 3 { 0.0 } else { 10f32.powi(c as i32 % 5 - 2) };
+        (data, ColumnStats { n_tokens: 1000, second_moment: (0..COLS).map(moment).collect() })
+    }
+
+    #[test]
+    fn names_are_found_and_an_unknown_one_is_answered_with_the_known() {
+        for s in SOLVERS {
+            assert_eq!(solver(s.name()).unwrap().name(), s.name());
+        }
+        let e = solver("gptq9").err().unwrap();
+        assert!(SOLVERS.iter().all(|s| e.what().contains(s.name())), "{e}");
+    }
+
+    #[test]
+    fn without_stats_or_tokens_every_solver_rounds_to_nearest() {
+        let (data, stats) = case();
+        let w = Matrix { rows: ROWS, cols: COLS, data: &data };
+        let unseen = ColumnStats { n_tokens: 0, second_moment: vec![0.0; COLS] };
+        let silent = ColumnStats { n_tokens: 9, ..unseen.clone() };
+        for name in CODECS.iter().flat_map(|f| f.examples) {
+            let codec = codec(name).unwrap();
+            let expected = codec.encode(Isa::get(), w, None).unwrap();
+            for s in SOLVERS {
+                for nothing in [None, Some(&unseen), Some(&silent)] {
+                    let planes = s.solve(Isa::get(), w, &*codec, nothing).unwrap();
+                    assert!(planes == expected, "{} {name}", s.name());
+                }
+                assert!(s.solve(Isa::get(), w, &*codec, Some(&stats)).is_ok(), "{} {name}", s.name());
+            }
+        }
+    }
+
+    #[test]
+    fn stats_lower_the_error_of_the_output() {
+        let (data, stats) = case();
+        let w = Matrix { rows: ROWS, cols: COLS, data: &data };
+        for name in ["int2-g64", "int3-g64-asym", "int4-g64", "int4-g32", "mxfp4", "nvfp4"] {
+            let codec = codec(name).unwrap();
+            let output_error = |s: &dyn Solver| -> f64 {
+                let planes = s.solve(Isa::get(), w, &*codec, Some(&stats)).unwrap();
+                let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+                let mut decoded = vec![0.0; data.len()];
+                codec.decode(Isa::get(), &planes, ROWS, COLS, 0, &mut decoded).unwrap();
+                let term = |(i, (d, v)): (usize, (&f32, &f32))| {
+                    f64::from(stats.second_moment[i % COLS]) * (f64::from(*d) - f64::from(*v)).powi(2)
+                };
+                decoded.iter().zip(&data).enumerate().map(term).sum()
+            };
+            for s in SOLVERS.iter().filter(|s| s.needs_stats()) {
+                let (with, without) = (output_error(*s), output_error(&rtn::Rtn));
+                assert!(with < without * 0.97, "{} {name}: {with:.4} instead of {without:.4}", s.name());
+            }
+        }
+    }
+
+    #[test]
+    fn stats_of_another_width_are_refused() {
+        let (data, mut stats) = case();
+        stats.second_moment.pop();
+        let w = Matrix { rows: ROWS, cols: COLS, data: &data };
+        for s in SOLVERS.iter().filter(|s| s.needs_stats()) {
+            let e = s.solve(Isa::get(), w, &*codec("int4").unwrap(), Some(&stats)).unwrap_err();
+            assert!(e.what().contains("191"), "{e}");
+        }
+    }
+}

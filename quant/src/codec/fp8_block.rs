@@ -373,3 +373,39 @@ fn decode_rows_body(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_have_their_own_scales_at_the_edges_too() {
+        let codec = parse("fp8-block-2x2").unwrap();
+        let data = [448.0, 1.0, 896.0, -2.0, 0.5, 0.0, -7.0, 1.0, 0.0];
+        let planes = codec.encode(Isa::get(), Matrix { rows: 3, cols: 3, data: &data }, None).unwrap();
+        assert_eq!(planes[0], [0x7e, 0x38, 0x7e, 0xc0, 0x30, 0x00, 0xfe, 0x68, 0x00]);
+        let scales: Vec<f32> = planes[1].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        assert_eq!(scales, [1.0, 2.0, 1.0 / 64.0, 1.0]);
+    }
+
+    #[test]
+    fn scales_are_stored_as_the_name_says() {
+        let data = [448.0 * 3.0, 3.0, 6.0, 0.0];
+        for (name, bytes, scale) in
+            [("fp8-block-1x4", 4, 3.0), ("fp8-block-1x4-bf16", 2, 3.0), ("fp8-block-1x4-e8m0", 1, 4.0)]
+        {
+            let codec = parse(name).unwrap();
+            let planes = codec.encode(Isa::get(), Matrix { rows: 1, cols: 4, data: &data }, None).unwrap();
+            assert_eq!((planes[1].len(), codec.scale.get(&planes[1], 0)), (bytes, scale), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_scale_that_is_no_number_spoils_its_block_only() {
+        let codec = parse("fp8-block-1x2").unwrap();
+        let scales = [f32::INFINITY.to_le_bytes(), 2f32.to_le_bytes()].concat();
+        let mut out = [0.0; 4];
+        codec.decode(Isa::get(), &[&[0x38, 0x00, 0x38, 0x7f], &scales], 1, 4, 0, &mut out).unwrap();
+        assert_eq!(out.map(f32::to_bits), [NAN_BITS, NAN_BITS, 2f32.to_bits(), NAN_BITS]);
+    }
+}

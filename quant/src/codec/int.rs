@@ -222,7 +222,7 @@ fn encode_matrix_body(
     let all = int.groups(w.rows, w.cols);
     let per_row = all.per_row();
     let (code_bytes, zero_bytes) = (packed_bytes(int.bits, w.cols), packed_bytes(int.bits, per_row));
-    let step = if per_row % LANES == 0 { 1 } else { LANES };
+    let step = if per_row.is_multiple_of(LANES) { 1 } else { LANES };
     let mut levels = vec![0; step * w.cols];
     let mut zero_points = vec![0; step * per_row];
     for first in (0..w.rows).step_by(step) {
@@ -315,5 +315,64 @@ fn dequantize(scale: f32, zero: u8, codes: &[u8], out: &mut [f32]) {
     let scale = if scale.is_finite() { scale } else { f32::from_bits(NAN_BITS) };
     for (o, &c) in out.iter_mut().zip(codes) {
         *o = (i32::from(c) - i32::from(zero)) as f32 * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(name: &str, data: &[f32]) -> Planes {
+        let codec = parse(name).unwrap();
+        codec.encode(Isa::get(), Matrix { rows: 1, cols: data.len(), data }, None).unwrap()
+    }
+
+    /// −8 … 7 twice, times `scale`.
+    fn ramp(scale: f32) -> Vec<f32> {
+        (0..32).map(|i| (i % 16 - 8) as f32 * scale).collect()
+    }
+
+    #[test]
+    fn the_diagram_holds_and_the_sign_of_the_scale_turns_the_range() {
+        let codes = [0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe];
+        let codes = [codes, codes].concat();
+        assert_eq!(encode("int4-g32", &ramp(0.5)), [codes.clone(), vec![0x00, 0x38]]);
+        assert_eq!(encode("int4-g32", &ramp(-0.5)), [codes, vec![0x00, 0xb8]]);
+    }
+
+    #[test]
+    fn a_zero_point_is_the_code_of_zero() {
+        let positive: Vec<f32> = (0..32).map(|i| (i % 16) as f32 * 0.25).collect();
+        let planes = encode("int4-g32-asym", &positive);
+        assert_eq!(planes[0][..3], [0x10, 0x32, 0x54]);
+        assert_eq!(planes[1..], [vec![0x00, 0x34], vec![0x00]]);
+        let negative: Vec<f32> = positive.iter().map(|v| v - 3.75).collect();
+        assert_eq!(encode("int4-g32-asym", &negative)[2], [0x0f]);
+    }
+
+    #[test]
+    fn a_short_last_group_has_its_own_scale() {
+        let data = [ramp(0.5), vec![100.0, -50.0, 25.0]].concat();
+        let planes = encode("int4-g32", &data);
+        assert_eq!((planes[0].len(), planes[1].len()), (18, 4));
+        let first = encode("int4-g32", &ramp(0.5));
+        assert_eq!((&planes[0][..16], &planes[1][..2]), (&first[0][..], &first[1][..]));
+    }
+
+    #[test]
+    fn a_scale_that_is_no_number_spoils_its_group_only() {
+        let mut planes = encode("int4-g32", &[ramp(0.5), ramp(0.5)].concat());
+        planes[1][..2].copy_from_slice(&[0x00, 0x7c]);
+        let mut out = [0.0; 64];
+        let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+        parse("int4-g32").unwrap().decode(Isa::get(), &planes, 1, 64, 0, &mut out).unwrap();
+        assert!(out[..32].iter().all(|v| v.to_bits() == NAN_BITS));
+        assert_eq!(out[32..], ramp(0.5));
+    }
+
+    #[test]
+    fn bits_per_weight_count_scales_and_zero_points() {
+        let bpw = |name: &str| parse(name).unwrap().bits_per_weight(64, 2048).unwrap();
+        assert_eq!((bpw("int4-g64"), bpw("int4-g64-asym"), bpw("int2-g32")), (4.25, 4.3125, 2.5));
     }
 }

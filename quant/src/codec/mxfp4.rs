@@ -132,11 +132,10 @@ fn encode_matrix_body(
             groups.load_importance(importance, first, &mut weights);
         }
         let found = fit(&x, &weights);
-        for l in 0..LANES.min(groups.count() - first) {
-            let group = first + l;
-            scales[group] = found[l];
+        for (group, &code) in (first..groups.count()).zip(&found) {
+            scales[group] = code;
             let values = &w.data[group * GROUP..(group + 1) * GROUP];
-            quantize(found[l], values, &mut blocks[group * GROUP / 2..(group + 1) * GROUP / 2]);
+            quantize(code, values, &mut blocks[group * GROUP / 2..(group + 1) * GROUP / 2]);
         }
     }
 }
@@ -149,12 +148,8 @@ fn fit(x: &[Lanes; GROUP], weights: &[Lanes; GROUP]) -> [u8; LANES] {
     let mut least = Lanes::splat(f32::INFINITY);
     // In units of the standard's scale, whatever that is, so that no square overflows.
     for offset in [0, 1, -1] {
-        let mut code = [0; LANES];
-        let mut inverse = Lanes::ZERO;
-        for l in 0..LANES {
-            code[l] = (i32::from(e8m0_floor(largest.0[l])) - LEVEL_EXPONENT + offset).max(0);
-            inverse.0[l] = inverse_of(code[l] as u8);
-        }
+        let code = largest.0.map(|m| (i32::from(e8m0_floor(m)) - LEVEL_EXPONENT + offset).max(0) as u8);
+        let inverse = Lanes(code.map(inverse_of));
         let unit = f32::from_bits(((127 + offset) as u32) << 23);
         let mut error = Lanes::ZERO;
         for (x, w) in x.iter().zip(weights) {
@@ -167,7 +162,7 @@ fn fit(x: &[Lanes; GROUP], weights: &[Lanes; GROUP]) -> [u8; LANES] {
         for l in 0..LANES {
             let better = error.0[l] < least.0[l] && largest.0[l] > 0.0;
             least.0[l] = if better { error.0[l] } else { least.0[l] };
-            best[l] = if better { code[l] as u8 } else { best[l] };
+            best[l] = if better { code[l] } else { best[l] };
         }
     }
     best
@@ -194,6 +189,34 @@ fn decode_groups_body(blocks: &[u8], scales: &[u8], out: &mut [f32]) {
         let scale = e8m0_to_f32(scale);
         for (o, &pair) in out.as_chunks_mut::<2>().0.iter_mut().zip(block) {
             *o = [e2m1_to_f32(pair & 15) * scale, e2m1_to_f32(pair >> 4) * scale];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_diagram_holds() {
+        let mut data = [0.0; 32];
+        data[..4].copy_from_slice(&[0.5, -6.0, 1.0, 1.5]);
+        for (times, code) in [(1.0, 127), (0.25, 125), (1024.0, 137)] {
+            let data = data.map(|v| v * times);
+            let planes = Mxfp4.encode(Isa::get(), Matrix { rows: 1, cols: 32, data: &data }, None).unwrap();
+            assert_eq!((&planes[0][..3], &planes[1][..]), (&[0xf1, 0x32, 0x00][..], &[code][..]));
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_range_of_scales_hold() {
+        let least = f32::from_bits(1 << 21);
+        for value in [least, 2.0 * least, REACH_OF_FLOATS] {
+            let data = [value; 32];
+            let planes = Mxfp4.encode(Isa::get(), Matrix { rows: 1, cols: 32, data: &data }, None).unwrap();
+            let mut out = [0.0; 32];
+            Mxfp4.decode(Isa::get(), &[&planes[0], &planes[1]], 1, 32, 0, &mut out).unwrap();
+            assert_eq!(out, data, "{value:e}");
         }
     }
 }

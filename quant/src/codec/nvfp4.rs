@@ -151,30 +151,27 @@ fn encode_matrix_body(
             groups.load_importance(importance, first, &mut weights);
         }
         let found = fit(&x, &weights, global);
-        for l in 0..LANES.min(groups.count() - first) {
-            let group = first + l;
-            scales[group] = found[l];
+        for (group, &code) in (first..groups.count()).zip(&found) {
+            scales[group] = code;
             let values = &w.data[group * GROUP..(group + 1) * GROUP];
-            quantize(found[l], global, values, &mut blocks[group * GROUP / 2..(group + 1) * GROUP / 2]);
+            quantize(code, global, values, &mut blocks[group * GROUP / 2..(group + 1) * GROUP / 2]);
         }
     }
 }
 
-/// The best scale code of each of sixteen groups; 0 where all weights are better off as zero.
+/// The best scale code of each of sixteen groups; 0 where all weights are zero.
 #[inline(always)]
 fn fit(x: &[Lanes; GROUP], weights: &[Lanes; GROUP], global: f32) -> [u8; LANES] {
     let largest = max_magnitude(x).map(|m| m / global);
     let centre = largest.map(|m| m / E2M1_MAX);
-    let mut best = [0; LANES];
+    let mut best = Lanes::ZERO;
     let mut least = Lanes::splat(f32::INFINITY);
     for offset in OFFSETS {
-        let mut code = [0; LANES];
-        let (mut scale, mut inverse) = (Lanes::ZERO, Lanes::ZERO);
-        for l in 0..LANES {
-            code[l] = (i32::from(f32_to_e4m3(centre.0[l])) + offset).clamp(1, 0x7e);
-            scale.0[l] = e4m3_to_f32(code[l] as u8);
-            inverse.0[l] = inverse_of(scale.0[l], global);
-        }
+        let scale = centre.map(|c| {
+            let code = (i32::from(f32_to_e4m3(c)) + offset).clamp(1, 0x7e);
+            e4m3_to_f32(code as u8)
+        });
+        let inverse = scale.map(|s| inverse_of(s, global));
         let mut error = Lanes::ZERO;
         for (x, w) in x.iter().zip(weights) {
             for l in 0..LANES {
@@ -187,10 +184,10 @@ fn fit(x: &[Lanes; GROUP], weights: &[Lanes; GROUP], global: f32) -> [u8; LANES]
             let total = error.0[l] * (scale.0[l] * scale.0[l]);
             let better = total < least.0[l] && largest.0[l] > 0.0;
             least.0[l] = if better { total } else { least.0[l] };
-            best[l] = if better { code[l] as u8 } else { best[l] };
+            best.0[l] = if better { scale.0[l] } else { best.0[l] };
         }
     }
-    best
+    best.0.map(f32_to_e4m3)
 }
 
 /// What weights are multiplied by to become levels; 0 for scale 0.
@@ -214,6 +211,32 @@ fn decode_groups_body(blocks: &[u8], scales: &[u8], global: f32, out: &mut [f32]
         let scale = e4m3_to_f32(scale) * global;
         for (o, &pair) in out.as_chunks_mut::<2>().0.iter_mut().zip(block) {
             *o = [e2m1_to_f32(pair & 15) * scale, e2m1_to_f32(pair >> 4) * scale];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_diagram_holds() {
+        let mut data = [0.0; 32];
+        data[..4].copy_from_slice(&[0.5, -6.0, 1.0, 1.5]);
+        let planes = Nvfp4.encode(Isa::get(), Matrix { rows: 1, cols: 32, data: &data }, None).unwrap();
+        assert_eq!(planes[0][..3], [0xf1, 0x32, 0x00]);
+        assert_eq!(planes[1], [0x78, 0x00], "256, and 0 for a group of zeros");
+        assert_eq!(planes[2], (1.0f32 / 256.0).to_le_bytes());
+    }
+
+    #[test]
+    fn a_global_scale_that_is_no_number_spoils_the_matrix() {
+        for global in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut out = [0.0; 16];
+            Nvfp4
+                .decode(Isa::get(), &[&[0x21; 8], &[0x38], &global.to_le_bytes()], 1, 16, 0, &mut out)
+                .unwrap();
+            assert!(out.iter().all(|v| v.to_bits() == NAN_BITS), "{global}");
         }
     }
 }

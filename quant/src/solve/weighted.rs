@@ -70,3 +70,28 @@ fn importance(stats: &ColumnStats) -> Option<Vec<f32>> {
     let n = stats.n_tokens as f64;
     Some(moments.map(|h| ((n * h / mean + PRIOR) / (n + PRIOR) + FLOOR) as f32).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_tokens_move_importance_little_and_many_to_what_was_measured() {
+        let at = |n_tokens| {
+            importance(&ColumnStats { n_tokens, second_moment: vec![0.0, 1.0, 3.0, 0.0] }).unwrap()
+        };
+        let few = at(1);
+        assert!(few.iter().all(|&v| v > 0.8 && v < 1.5), "{few:?}");
+        let many = at(1_000_000);
+        for (found, expected) in many.iter().zip([0.01, 1.01, 3.01, 0.01]) {
+            assert!((found - expected).abs() < 1e-4, "{many:?}");
+        }
+    }
+
+    #[test]
+    fn extreme_moments_stay_numbers() {
+        let second_moment = vec![f32::MAX, 1e-45, 0.0, f32::MAX];
+        let found = importance(&ColumnStats { n_tokens: u64::MAX, second_moment }).unwrap();
+        assert!(found.iter().all(|v| v.is_finite() && *v > 0.0), "{found:?}");
+    }
+}

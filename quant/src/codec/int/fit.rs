@@ -1,12 +1,19 @@
 //! The scale, and zero point, with the least squared error: for sixteen groups at a time.
 //!
 //! For levels `q` the best scale is `d = Σ w x q / Σ w q²`, and the error it leaves is `Σ w x² − (Σ w x q)² / Σ w q²`.
-//! So a trial scale only has to propose levels; what it is worth is `A² / B` of the two sums. Trials lie on a grid around
-//! the scale that just reaches the largest magnitude; the best one is refined by rounding anew with its own `d`.
+//! So a trial scale only has to propose levels; what they are worth is `A² / B` of the two sums, and the trial's own
+//! scale is forgotten. Trials lie on a grid around the scale that just reaches the largest weight. The best one is
+//! refined by rounding anew with its `d`, and the codes are rounded with the `d` found then (Lloyd's method).
 //!
-//! A symmetric group tries both signs, because the range −2^(b−1) … 2^(b−1)−1 is not symmetric.
+//! The symmetric range −2^(b−1) … 2^(b−1)−1 has one level more on the negative side. With the sign of the scale that
+//! level goes to the side of the largest weight; with two or three bits both signs are tried, which is worth 3 % and
+//! 1 % of the error, but less than 0.1 % from four bits on. An asymmetric group tries zero points in the same way.
+//!
+//! On N(0, 1) the grids come within 0.4 % of the error that six hundred trials of both signs and three refinements
+//! reach, up to five bits. With more bits and short groups a finer grid always finds some scale that happens to fit by
+//! chance, up to 5 % better at eight bits: 0.04 bit, which we leave.
 
-use crate::codec::lanes::{LANES, Lanes, clamp, max_magnitude, round};
+use crate::codec::lanes::{LANES, Lanes, clamp, round};
 use crate::minifloat::{F16_MAX, f32_to_f16};
 
 /// What was found for each of sixteen groups.
@@ -20,82 +27,102 @@ pub(super) struct Fit {
 /// Trials that run at once, so that their sums do not wait for each other.
 const TRIALS: usize = 4;
 
-/// Groups with no larger magnitude than this are zero in f16.
-const MAGNITUDE_MIN: f32 = 1e-30;
+/// Groups whose weights span no more than this are zero in f16.
+const SPAN_MIN: f32 = 1e-30;
 
-/// Fits sixteen groups, `x[i]` being weight `i` of each, with one importance for each weight or 1 for all.
+/// Fits sixteen groups, `x[i]` being weight `i` of each, with an importance for each weight or 1 for all.
 #[inline(always)]
 pub(super) fn fit(bits: u32, asym: bool, x: &[Lanes], importance: Option<&[Lanes]>) -> Fit {
-    match (asym, importance) {
-        (false, None) => fit_sym::<false>(bits, x, &[]),
-        (false, Some(w)) => fit_sym::<true>(bits, x, w),
-        (true, None) => fit_asym::<false>(bits, x, &[]),
-        (true, Some(w)) => fit_asym::<true>(bits, x, w),
+    match importance {
+        None => search::<false>(bits, asym, x, &[]),
+        Some(w) => search::<true>(bits, asym, x, w),
     }
 }
 
-/// Trial scales of a symmetric group: into how many steps the largest magnitude is cut, in units of 2^(b−1).
+/// Trial scales: how many steps are taken for each step of the scale that just reaches the largest weight.
 fn grid(bits: u32) -> &'static [[f32; TRIALS]] {
+    const TWO: [[f32; TRIALS]; 2] = ratios(0.6, 1.8);
+    const THREE: [[f32; TRIALS]; 2] = ratios(0.8, 1.55);
+    const FOUR: [[f32; TRIALS]; 3] = ratios(0.85, 1.35);
+    const FIVE: [[f32; TRIALS]; 3] = ratios(0.92, 1.15);
+    const SIX: [[f32; TRIALS]; 3] = ratios(0.95, 1.08);
+    const EIGHT: [[f32; TRIALS]; 3] = ratios(0.98, 1.03);
     match bits {
-        2 => &[[0.6, 0.75, 0.875, 1.0], [1.125, 1.25, 1.4, 1.6]],
-        3 => &[[0.8, 0.875, 0.95, 1.025], [1.1, 1.2, 1.3, 1.45]],
-        4 => &[[0.85, 0.91, 0.96, 1.0], [1.05, 1.12, 1.2, 1.3]],
-        _ => &[[0.96, 0.99, 1.02, 1.06]],
+        2 => &TWO,
+        3 => &THREE,
+        4 => &FOUR,
+        5 => &FIVE,
+        6 => &SIX,
+        _ => &EIGHT,
     }
+}
+
+/// `4 N` ratios at equal distances.
+const fn ratios<const N: usize>(first: f32, last: f32) -> [[f32; TRIALS]; N] {
+    let mut out = [[0.0; TRIALS]; N];
+    let step = (last - first) / (N * TRIALS - 1) as f32;
+    let mut i = 0;
+    while i < N * TRIALS {
+        out[i / TRIALS][i % TRIALS] = first + step * i as f32;
+        i += 1;
+    }
+    out
 }
 
 #[inline(always)]
-fn fit_sym<const WEIGHTED: bool>(bits: u32, x: &[Lanes], w: &[Lanes]) -> Fit {
-    let half = (1u32 << (bits - 1)) as f32;
-    let range = Range { lo: Lanes::splat(-half), hi: Lanes::splat(half - 1.0) };
-    let unit = max_magnitude(x).map(|m| half / if m > MAGNITUDE_MIN { m } else { MAGNITUDE_MIN });
+fn search<const WEIGHTED: bool>(bits: u32, asym: bool, x: &[Lanes], w: &[Lanes]) -> Fit {
+    let span = ((1u32 << bits) - 1) as f32;
+    let starts = if asym { asymmetric(span, bits <= 3, x) } else { symmetric(span, x) };
     let mut best = Best::NONE;
-    for ratios in grid(bits) {
-        for sign in [1.0, -1.0] {
-            let inverses = ratios.map(|r| unit.map(|u| u * (r * sign)));
-            best.try_all::<TRIALS, WEIGHTED>(x, w, inverses, range);
+    for start in &starts[..if bits <= 3 { 2 } else { 1 }] {
+        for ratios in grid(bits) {
+            let inverses = ratios.map(|r| start.inverse.map(|u| u * r));
+            best.try_all::<TRIALS, WEIGHTED>(x, w, inverses, start.lo, span);
         }
     }
-    for _ in 0..2 {
-        let inverse = best.scale.map(|d| 1.0 / d);
-        best.try_all::<1, WEIGHTED>(x, w, [inverse], range);
-    }
-    Fit { scale: scales(best.scale), zero: [half as u8; LANES] }
+    let inverse = best.scale.map(|d| 1.0 / d);
+    best.try_all::<1, WEIGHTED>(x, w, [inverse], best.lo, span);
+    best.finish(if asym { 0.0 } else { (span + 1.0) / 2.0 })
 }
 
+/// Where trials begin: the inverse of the scale that just reaches the largest weight, and the lowest level.
+#[derive(Clone, Copy)]
+struct Start {
+    inverse: Lanes,
+    lo: Lanes,
+}
+
+/// The sign that puts the largest weight on the lowest level, then the other sign.
 #[inline(always)]
-fn fit_asym<const WEIGHTED: bool>(bits: u32, x: &[Lanes], w: &[Lanes]) -> Fit {
-    let last = ((1u32 << bits) - 1) as f32;
+fn symmetric(span: f32, x: &[Lanes]) -> [Start; 2] {
+    let half = (span + 1.0) / 2.0;
+    let (least, most) = extremes(x);
+    let inverse = least.zip(most, |lo, hi| {
+        let (sign, largest) = if hi > -lo { (-half, hi) } else { (half, -lo) };
+        sign / if largest > SPAN_MIN { largest } else { SPAN_MIN }
+    });
+    let lo = Lanes::splat(-half);
+    [Start { inverse, lo }, Start { inverse: inverse.map(|i| -i), lo }]
+}
+
+/// The zero point next to the exact one, or the two that enclose it.
+#[inline(always)]
+fn asymmetric(span: f32, both: bool, x: &[Lanes]) -> [Start; 2] {
+    let (least, most) = extremes(x);
+    let inverse = most.zip(least, |hi, lo| span / if hi - lo > SPAN_MIN { hi - lo } else { SPAN_MIN });
+    let shifts = if both { [-0.5, 0.5] } else { [0.0; 2] };
+    shifts.map(|s| Start { inverse, lo: least.zip(inverse, |lo, u| clamp(round(lo * u + s), -span, 0.0)) })
+}
+
+/// The least and the largest weight of each group, zero included.
+#[inline(always)]
+fn extremes(x: &[Lanes]) -> (Lanes, Lanes) {
     let (mut least, mut most) = (Lanes::ZERO, Lanes::ZERO);
     for v in x {
         least = least.zip(*v, |m, v| if v < m { v } else { m });
         most = most.zip(*v, |m, v| if v > m { v } else { m });
     }
-    let unit = most.zip(least, |hi, lo| last / if hi - lo > MAGNITUDE_MIN { hi - lo } else { MAGNITUDE_MIN });
-    let mut best = Best::NONE;
-    for ratios in grid(bits) {
-        for shift in [-0.5, 0.5] {
-            let zero = least.zip(unit, |lo, u| clamp(round(-lo * u + shift), 0.0, last));
-            let range = Range { lo: zero.map(|z| -z), hi: zero.map(|z| last - z) };
-            best.try_all::<TRIALS, WEIGHTED>(x, w, ratios.map(|r| unit.map(|u| u * r)), range);
-        }
-    }
-    for _ in 0..2 {
-        let inverse = best.scale.map(|d| 1.0 / d);
-        let range = Range { lo: best.lo, hi: best.lo.map(|lo| last + lo) };
-        best.try_all::<1, WEIGHTED>(x, w, [inverse], range);
-    }
-    let mut zero = [0; LANES];
-    for l in 0..LANES {
-        zero[l] = -best.lo.0[l] as i32 as u8;
-    }
-    Fit { scale: scales(best.scale), zero }
-}
-
-#[derive(Clone, Copy)]
-struct Range {
-    lo: Lanes,
-    hi: Lanes,
+    (least, most)
 }
 
 /// The best trial so far.
@@ -114,20 +141,34 @@ impl Best {
         x: &[Lanes],
         w: &[Lanes],
         inverses: [Lanes; K],
-        range: Range,
+        lo: Lanes,
+        span: f32,
     ) {
-        let (a, b) = sums::<K, WEIGHTED>(x, w, &inverses, range);
-        for k in 0..K {
+        let hi = lo.map(|lo| lo + span);
+        let (a, b) = sums::<K, WEIGHTED>(x, w, &inverses, lo, hi);
+        for (a, b) in a.iter().zip(&b) {
             for l in 0..LANES {
-                let (a, b) = (a[k].0[l], b[k].0[l]);
-                let worth = a * a / b;
+                let worth = a.0[l] * a.0[l] / b.0[l];
                 // NaN, where all levels are zero, is not better either.
                 let better = worth > self.worth.0[l];
                 self.worth.0[l] = if better { worth } else { self.worth.0[l] };
-                self.scale.0[l] = if better { a / b } else { self.scale.0[l] };
-                self.lo.0[l] = if better { range.lo.0[l] } else { self.lo.0[l] };
+                self.scale.0[l] = if better { a.0[l] / b.0[l] } else { self.scale.0[l] };
+                self.lo.0[l] = if better { lo.0[l] } else { self.lo.0[l] };
             }
         }
+    }
+
+    /// Scales in f16, at most its largest number, never minus zero. `default` is the zero point of a group of zeros.
+    #[inline(always)]
+    fn finish(self, default: f32) -> Fit {
+        let mut fit = Fit { scale: [0; LANES], zero: [0; LANES] };
+        for l in 0..LANES {
+            let code = f32_to_f16(clamp(self.scale.0[l], -F16_MAX, F16_MAX));
+            fit.scale[l] = if code == 0x8000 { 0 } else { code };
+            let zero = if self.worth.0[l] > 0.0 { -self.lo.0[l] } else { default };
+            fit.zero[l] = zero as i32 as u8;
+        }
+        fit
     }
 }
 
@@ -137,14 +178,15 @@ fn sums<const K: usize, const WEIGHTED: bool>(
     x: &[Lanes],
     w: &[Lanes],
     inverses: &[Lanes; K],
-    range: Range,
+    lo: Lanes,
+    hi: Lanes,
 ) -> ([Lanes; K], [Lanes; K]) {
     let (mut a, mut b) = ([Lanes::ZERO; K], [Lanes::ZERO; K]);
     for (i, x) in x.iter().enumerate() {
-        let w = if WEIGHTED { w[i] } else { Lanes::splat(1.0) };
+        let w = if WEIGHTED { w[i] } else { Lanes::ZERO };
         for k in 0..K {
             for l in 0..LANES {
-                let q = clamp(round(x.0[l] * inverses[k].0[l]), range.lo.0[l], range.hi.0[l]);
+                let q = clamp(round(x.0[l] * inverses[k].0[l]), lo.0[l], hi.0[l]);
                 let wq = if WEIGHTED { w.0[l] * q } else { q };
                 a[k].0[l] += x.0[l] * wq;
                 b[k].0[l] += q * wq;
@@ -152,15 +194,4 @@ fn sums<const K: usize, const WEIGHTED: bool>(
         }
     }
     (a, b)
-}
-
-/// To f16, at most its largest number; never minus zero.
-#[inline(always)]
-fn scales(scale: Lanes) -> [u16; LANES] {
-    let mut out = [0; LANES];
-    for l in 0..LANES {
-        let code = f32_to_f16(clamp(scale.0[l], -F16_MAX, F16_MAX));
-        out[l] = if code == 0x8000 { 0 } else { code };
-    }
-    out
 }

@@ -1,0 +1,76 @@
+//! What each codec costs and loses on N(0, 1): the table of README.md.
+//!
+//! `cargo run --release -p moepack-quant --example gaussian`
+//!
+//! Relative MSE is the squared error over the squared weights, in f64. No code of R bits can reach less than 2^(−2R)
+//! on this source (the rate–distortion bound), so `gap` says how many bits a weight lie between a codec and that
+//! bound: bpw + ½ log2(relative MSE).
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "an example may stop at a mistake")]
+
+use moepack_quant::{Isa, Matrix, codec};
+
+const ROWS: usize = 512;
+const COLS: usize = 4096;
+const NAMES: &[&str] = &[
+    "int2-g32",
+    "int2-g64",
+    "int2-g128",
+    "int2-g64-asym",
+    "int3-g32",
+    "int3-g64",
+    "int3-g128",
+    "int3-g64-asym",
+    "int4-g32",
+    "int4-g64",
+    "int4-g128",
+    "int4-g64-asym",
+    "mxfp4",
+    "nvfp4",
+    "int5-g64",
+    "int5-g64-asym",
+    "int6-g64",
+    "int6-g64-asym",
+    "int8-g64",
+    "int8-g64-asym",
+    "fp8-block",
+    "fp8-block-1x32-e8m0",
+    "bf16",
+    "f16",
+];
+
+fn main() {
+    let data = normal(ROWS * COLS);
+    let w = Matrix { rows: ROWS, cols: COLS, data: &data };
+    println!("| codec | bpw | relative MSE | gap to R(D), bit |");
+    println!("|---|---|---|---|");
+    for name in NAMES {
+        let codec = codec(name).unwrap();
+        let planes = codec.encode(Isa::get(), w, None).unwrap();
+        let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+        let mut decoded = vec![0.0; data.len()];
+        codec.decode(Isa::get(), &planes, ROWS, COLS, 0, &mut decoded).unwrap();
+        let bpw = codec.bits_per_weight(ROWS, COLS).unwrap();
+        let mse = relative_mse(&data, &decoded);
+        println!("| {name} | {bpw:.3} | {mse:.3e} | {:.3} |", bpw + 0.5 * mse.log2());
+    }
+}
+
+fn relative_mse(x: &[f32], y: &[f32]) -> f64 {
+    let square = |v: f64| v * v;
+    let error: f64 = x.iter().zip(y).map(|(&x, &y)| square(f64::from(x) - f64::from(y))).sum();
+    error / x.iter().map(|&x| square(f64::from(x))).sum::<f64>()
+}
+
+/// N(0, 1) by Box and Muller from splitmix64, seed 1.
+fn normal(n: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ z >> 31) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    (0..n)
+        .map(|_| ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32)
+        .collect()
+}
