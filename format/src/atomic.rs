@@ -268,6 +268,18 @@ mod tests {
         let e = AtomicFile::create(Path::new("/nowhere/at/all/out")).unwrap_err();
         assert_eq!(e.kind(), Kind::CannotCreate);
         assert_eq!(e.file(), Some(Path::new("/nowhere/at/all/out")));
+        let e = AtomicFile::create(Path::new("/dev/null/out")).unwrap_err();
+        assert_eq!(e.kind(), Kind::CannotCreate);
+    }
+
+    #[test]
+    fn a_directory_in_place_of_the_target_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        std::fs::create_dir(&path).unwrap();
+        let file = AtomicFile::create(&path).unwrap();
+        assert_eq!(file.commit().unwrap_err().kind(), Kind::CannotCreate);
+        assert_eq!(names(dir.path()), ["out"]);
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl Error {
     pub fn io(error: &std::io::Error, doing: &str, path: &Path) -> Self {
         use std::io::ErrorKind as E;
         let kind = match error.kind() {
-            E::NotFound => Kind::Missing,
+            E::NotFound | E::NotADirectory => Kind::Missing,
             E::PermissionDenied => Kind::Permission,
             E::StorageFull | E::QuotaExceeded | E::FileTooLarge => Kind::Temporary,
             E::ReadOnlyFilesystem | E::AlreadyExists => Kind::CannotCreate,
@@ -108,11 +108,13 @@ impl Error {
         if kind == Kind::Temporary { new.hint("free some space and run the same command again") } else { new }
     }
 
-    /// As [`Error::io`] for something that is being written: a missing directory means that the output cannot
-    /// be created, not that input is missing.
+    /// As [`Error::io`] for something that is being written: a missing or unsuitable directory means that the output
+    /// cannot be created, not that input is missing.
     pub fn output(error: &std::io::Error, doing: &str, path: &Path) -> Self {
+        use std::io::ErrorKind as E;
         let mut new = Error::io(error, doing, path);
-        if new.kind == Kind::Missing {
+        let unsuitable = matches!(error.kind(), E::IsADirectory | E::InvalidFilename);
+        if new.kind == Kind::Missing || unsuitable {
             new.kind = Kind::CannotCreate;
         }
         new

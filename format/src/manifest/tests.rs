@@ -1,5 +1,8 @@
 //! Manifests that go round, and those that are refused.
 
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -154,4 +157,24 @@ fn totals_are_sums() {
     assert_eq!(m.totals.bpw_experts, payload as f64 * 8.0 / 1000.0);
     assert_eq!(m.totals.bundle_bytes, m.files.iter().map(|f| f.bytes).sum::<u64>());
     assert_eq!(Totals::sum(&[], &[], &[], 0, 0), Totals::default());
+}
+
+proptest! {
+    #[test]
+    fn no_edit_makes_the_parser_panic(
+        edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<proptest::sample::Index>(),
+    ) {
+        static WHOLE: OnceLock<String> = OnceLock::new();
+        let whole = WHOLE.get_or_init(|| SmallBundle::new().manifest.to_text().unwrap());
+        let mut text = whole.clone().into_bytes();
+        for (place, value) in edits {
+            let i = place.index(text.len());
+            text[i] = value;
+        }
+        let _ = Manifest::parse(&text);
+        let cut = cut.index(text.len());
+        prop_assert!(Manifest::parse(&text[..cut]).is_err() || text[cut..] == *b"\n");
+        prop_assert!(check_hash(&text[..cut]).is_err());
+    }
 }

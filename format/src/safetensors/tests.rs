@@ -1,5 +1,7 @@
 //! Every refusal from a literal header, and what is accepted.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const T: &str = r#""a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
@@ -249,4 +251,66 @@ fn many_tensors_are_read_in_good_time() {
     assert!(header.get("model.layers.0.mlp.experts.61.gate_proj.weight").is_some());
     // Measured 0.15 s; the bound only catches something quadratic.
     assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+}
+
+/// A header that is right, and a few edits of it: bytes changed, removed, doubled, or replaced by what JSON is made of.
+fn nearly_right() -> impl Strategy<Value = (String, u64)> {
+    let tensor = (0..4usize, 0..6u64, proptest::sample::select(Dtype::ALL));
+    let edit = (any::<proptest::sample::Index>(), 0..5u8, "[0-9\\[\\]{}\",:.eE \\\\-]{1,3}");
+    let edits = proptest::collection::vec(edit, 0..3);
+    (proptest::collection::vec(tensor, 0..5), edits, 0..3u64).prop_map(|(tensors, edits, extra)| {
+        let mut at = 0;
+        let entry = |(i, (name, n, dtype)): (usize, (usize, u64, Dtype))| {
+            let bytes = dtype.bytes(&[n, 8]).unwrap();
+            let entry = format!(
+                r#""n{name}{i}":{{"dtype":"{}","shape":[{n},8],"data_offsets":[{at},{}]}}"#,
+                dtype.name(),
+                at + bytes
+            );
+            at += bytes;
+            entry
+        };
+        let entries: Vec<_> = tensors.into_iter().enumerate().map(entry).collect();
+        let mut text: Vec<char> = format!("{{{}}}", entries.join(",")).chars().collect();
+        for (place, kind, insert) in edits {
+            let i = place.index(text.len());
+            match kind {
+                0 => drop(text.remove(i)),
+                1 => text.insert(i, text[i]),
+                2 => drop(text.splice(i..=i, insert.chars())),
+                3 => drop(text.splice(i..i, insert.chars())),
+                _ => {
+                    let j = (i + 20).min(text.len());
+                    let copy = text[i..j].to_vec();
+                    drop(text.splice(i..i, copy));
+                }
+            }
+            text.push(' ');
+        }
+        (text.into_iter().collect(), at + extra / 2)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// Never a panic; and what we accept the reference reader accepts, with the same places.
+    #[test]
+    fn we_accept_no_more_than_the_reference_reader((json, n_data) in nearly_right()) {
+        let mut json = json.into_bytes();
+        json.resize(json.len().max(8), b' ');
+        let file = bytes(&json, n_data as usize);
+        let ours = Header::parse(&json, 8 + json.len() as u64, file.len() as u64);
+        if let Ok(header) = ours {
+            let stock = safetensors::SafeTensors::deserialize(&file);
+            prop_assert!(stock.is_ok(), "{:?}", stock.err());
+            let stock = stock.unwrap();
+            prop_assert_eq!(stock.len(), header.tensors.len());
+            for t in &header.tensors {
+                let data = stock.tensor(&t.name).unwrap().data();
+                prop_assert_eq!(data.len() as u64, t.bytes());
+                prop_assert_eq!(data.as_ptr() as u64 - file.as_ptr() as u64, t.start);
+            }
+        }
+    }
 }
