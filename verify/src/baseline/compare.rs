@@ -78,12 +78,14 @@ impl Row {
         }
         tail.truncate(n);
         tail.sort_unstable_by(f32::total_cmp);
-        let kld = |share: f64, logit: &f32| match share > 0.0 {
-            true => share * (libm::log(share) - (f64::from(*logit) - bundle.tail_lse)),
-            false => 0.0,
+        let (full, rest) = tail.split_at(n_full.min(tail.len()));
+        let sum_of = |logits: &[f32]| logits.iter().map(|&l| f64::from(l)).sum::<f64>();
+        // Σ share·ln(share / r) over tokens with one share.
+        let kld = |share: f64, logits: &[f32]| {
+            share * (logits.len() as f64 * (libm::log(share) + bundle.tail_lse) - sum_of(logits))
         };
-        let full: f64 = tail.iter().take(n_full).map(|l| kld(cap, l)).sum();
-        full + tail.get(n_full).map_or(0.0, |l| kld(1.0 - n_full as f64 * cap, l))
+        let rest_share = 1.0 - n_full as f64 * cap;
+        kld(cap, full) + if rest_share > 0.0 { kld(rest_share, rest) } else { 0.0 }
     }
 }
 

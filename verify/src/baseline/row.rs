@@ -142,19 +142,16 @@ impl<'a> Prediction<'a> {
 
     /// The kept tokens with their codes, most likely first, and the rest.
     fn split(&self) -> (Vec<(u32, u16)>, Tail) {
-        // Adding 0 makes -0 equal to 0, as it is for `argmax`.
-        let logit = |id: usize| self.logits.get(id).map_or(f32::NAN, |l| l + 0.0);
-        let likely_first = |a: &usize, b: &usize| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
-        let mut ids: Vec<usize> = (0..self.logits.len()).collect();
-        let k = (self.format.top_k as usize).min(ids.len());
-        if k < ids.len() {
-            ids.select_nth_unstable_by(k, likely_first);
-            ids.truncate(k);
+        let k = self.format.top_k as usize;
+        let mut keys: Vec<u64> = self.logits.iter().zip(0..).map(|(&l, id)| likely_first(l, id)).collect();
+        if k < keys.len() {
+            keys.select_nth_unstable(k);
+            keys.truncate(k);
         }
-        ids.sort_unstable_by(likely_first);
+        keys.sort_unstable();
+        let ids = keys.into_iter().map(|key| (key & u64::from(u32::MAX)) as usize);
         let code = |id: usize| (-self.log_p(id) * CODES_PER_NAT).round();
         let kept: Vec<(u32, u16)> = ids
-            .into_iter()
             .map_while(|id| (code(id) < f64::from(NO_CODE)).then(|| (id as u32, code(id).max(0.0) as u16)))
             .collect();
         let mut exp = self.exp.clone();
@@ -169,6 +166,15 @@ impl<'a> Prediction<'a> {
         let mass = if mass < f64::from(f32::MIN_POSITIVE) { 0.0 } else { mass };
         (kept, Tail { exp, sum, mass })
     }
+}
+
+/// A key that sorts tokens by falling logit, equal ones by rising id, which stands in its low half.
+fn likely_first(logit: f32, id: u32) -> u64 {
+    // Adding 0 makes -0 equal to 0, as it is for `argmax`. Bits of floats sort as numbers do once the sign is
+    // flipped, and all bits of negative ones.
+    let bits = (logit + 0.0).to_bits();
+    let rising = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(!rising) << 32 | u64::from(id)
 }
 
 /// The tokens that are not kept.

@@ -141,22 +141,29 @@ fn exp_each_body(row: &[f32], max: f64, out: &mut [f64]) {
 #[inline(always)]
 fn pair_sums_body(a: &[f32], b: &[f32], max_a: f64, max_b: f64) -> PairSums {
     let (mut exp_a, mut exp_b, mut weighted) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-    let mut add = |lane: usize, a: f32, b: f32| {
+    let (chunks_a, rest_a) = a.as_chunks::<LANES>();
+    let (chunks_b, rest_b) = b.as_chunks::<LANES>();
+    for (a, b) in chunks_a.iter().zip(chunks_b) {
+        let (a, b) = (a.map(f64::from), b.map(f64::from));
+        // One loop an array, and nothing else in it: so the compiler makes vectors of them.
+        let mut e = [0.0; LANES];
+        for lane in 0..LANES {
+            e[lane] = exp(a[lane] - max_a);
+        }
+        for lane in 0..LANES {
+            exp_b[lane] += exp(b[lane] - max_b);
+        }
+        for lane in 0..LANES {
+            exp_a[lane] += e[lane];
+            weighted[lane] = e[lane].mul_add(a[lane] - b[lane], weighted[lane]);
+        }
+    }
+    for (lane, (&a, &b)) in rest_a.iter().zip(rest_b).enumerate() {
         let (a, b) = (f64::from(a), f64::from(b));
         let e = exp(a - max_a);
         exp_a[lane] += e;
         exp_b[lane] += exp(b - max_b);
         weighted[lane] = e.mul_add(a - b, weighted[lane]);
-    };
-    let (chunks_a, rest_a) = a.as_chunks::<LANES>();
-    let (chunks_b, rest_b) = b.as_chunks::<LANES>();
-    for (a, b) in chunks_a.iter().zip(chunks_b) {
-        for lane in 0..LANES {
-            add(lane, a[lane], b[lane]);
-        }
-    }
-    for (lane, (&a, &b)) in rest_a.iter().zip(rest_b).enumerate() {
-        add(lane, a, b);
     }
     PairSums { exp_a: tree(exp_a), exp_b: tree(exp_b), weighted: tree(weighted) }
 }
