@@ -33,6 +33,9 @@ mod ordered;
 mod rope;
 mod router;
 
+use std::ops::Range;
+
+use moepack_convert::Model;
 use moepack_convert::spec::{ModelSpec, Role};
 use moepack_convert::tensor::{Expert, Tensor};
 use moepack_format::{Error, Result};
@@ -60,11 +63,43 @@ pub trait Weights: Sync {
     /// There is no such tensor, or it cannot be read.
     fn trunk(&self, layer: Option<usize>, role: Role) -> Result<Tensor>;
 
+    /// Some rows of a trunk matrix, decoded: `[rows.len(), cols]`. Worth its own way where a matrix is long.
+    ///
+    /// # Errors
+    /// As [`Weights::trunk`]; rows beyond the matrix.
+    fn trunk_rows(&self, layer: Option<usize>, role: Role, rows: Range<usize>) -> Result<Tensor> {
+        let whole = self.trunk(layer, role)?;
+        let n_rows = whole.shape.first().copied().unwrap_or(0);
+        let cols = whole.data.len() / n_rows.max(1);
+        let data = whole.data.get(rows.start * cols..rows.end * cols);
+        let data =
+            data.ok_or_else(|| Error::bad_data(format!("rows {rows:?} of a matrix of {n_rows} rows")))?;
+        Ok(Tensor { shape: vec![rows.len(), cols], data: data.to_vec() })
+    }
+
     /// A routed expert, decoded.
     ///
     /// # Errors
     /// There is no such expert, or it cannot be read.
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert>;
+}
+
+impl Weights for Model {
+    fn spec(&self) -> &ModelSpec {
+        Model::spec(self)
+    }
+
+    fn trunk(&self, layer: Option<usize>, role: Role) -> Result<Tensor> {
+        Model::trunk(self, layer, role)
+    }
+
+    fn trunk_rows(&self, layer: Option<usize>, role: Role, rows: Range<usize>) -> Result<Tensor> {
+        Model::trunk_rows(self, layer, role, rows)
+    }
+
+    fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {
+        Model::expert(self, layer, expert)?.decode(Isa::get())
+    }
 }
 
 /// The residual stream: one row a token, windows one after the other.
@@ -94,6 +129,9 @@ impl Stream {
         parts.for_each(|(hidden, delta)| math::add(isa, hidden, delta));
     }
 }
+
+/// Values of the embedding that are read at a time.
+const EMBED_VALUES: usize = 16 << 20;
 
 /// Rows that are worked on together: as many as make a matrix kernel fast while buffers stay in the cache.
 const ROWS: usize = 192;
@@ -126,6 +164,22 @@ pub fn run(
     windows: &Windows,
     progress: OnProgress<'_>,
 ) -> Result<Vec<Vec<f64>>> {
+    let stream = run_layers(isa, weights, windows, progress)?;
+    let n_layers = weights.spec().layers.len();
+    progress(Progress { layer: n_layers, n_layers, experts_done: 0, n_experts: 0 })?;
+    Head::load(isa, weights)?.nll(windows, &stream, &|_, _| ())
+}
+
+/// Embedding and all layers: the stream that the head reads.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_layers(
+    isa: Isa,
+    weights: &dyn Weights,
+    windows: &Windows,
+    progress: OnProgress<'_>,
+) -> Result<Stream> {
     let mut stream = embed(weights, windows)?;
     let n_layers = weights.spec().layers.len();
     for l in 0..n_layers {
@@ -148,8 +202,7 @@ pub fn run(
         let delta = pass.finish(sum)?;
         stream.add(isa, &delta);
     }
-    progress(Progress { layer: n_layers, n_layers, experts_done: 0, n_experts: 0 })?;
-    Head::load(isa, weights)?.nll(windows, &stream, &|_, _| ())
+    Ok(stream)
 }
 
 /// The rows of the embedding that the windows name.
@@ -160,17 +213,27 @@ pub fn embed(weights: &dyn Weights, windows: &Windows) -> Result<Stream> {
     let spec = weights.spec();
     let width = spec.hidden;
     windows.check_vocab(spec.vocab)?;
-    let table = tensor(weights, None, Role::Embed, &[spec.vocab, width])?; // [vocab, hidden]
     let mut hidden = vec![0.0; windows.tokens.len() * width]; // [tokens, hidden]
-    for (row, &id) in hidden.chunks_exact_mut(width).zip(&windows.tokens) {
-        row.copy_from_slice(&table[id as usize * width..][..width]);
+    let n_rows = (EMBED_VALUES / width.max(1)).max(1);
+    for first in (0..spec.vocab).step_by(n_rows) {
+        let rows = first..spec.vocab.min(first + n_rows);
+        let part = weights.trunk_rows(None, Role::Embed, rows.clone())?; // [rows, hidden]
+        let part = of_shape(part, None, Role::Embed, &[rows.len(), width])?;
+        for (to, id) in hidden.chunks_exact_mut(width).zip(windows.tokens.iter().map(|&id| id as usize)) {
+            if rows.contains(&id) {
+                to.copy_from_slice(&part[(id - first) * width..][..width]);
+            }
+        }
     }
     Ok(Stream { width, hidden })
 }
 
 /// A trunk tensor's values, which must have this shape.
 fn tensor(weights: &dyn Weights, layer: Option<usize>, role: Role, shape: &[usize]) -> Result<Vec<f32>> {
-    let tensor = weights.trunk(layer, role)?;
+    of_shape(weights.trunk(layer, role)?, layer, role, shape)
+}
+
+fn of_shape(tensor: Tensor, layer: Option<usize>, role: Role, shape: &[usize]) -> Result<Vec<f32>> {
     if tensor.shape != shape || tensor.data.len() != shape.iter().product::<usize>() {
         let (found, values) = (&tensor.shape, tensor.data.len());
         let place = layer.map_or(String::new(), |l| format!(" of layer {l}"));
