@@ -1,0 +1,176 @@
+//! `moepack inspect`: what a checkpoint or bundle is.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use moepack_convert::Model;
+use moepack_convert::spec::Mlp;
+use moepack_format::Result;
+use serde::Serialize;
+
+use super::options::OpenArgs;
+use super::{Command, parse};
+use crate::engine::writer::{bits_each, expert_weights};
+use crate::output::{print, print_json, table};
+use crate::session::Session;
+use crate::size::human;
+
+/// The table row.
+pub const COMMAND: Command = Command {
+    name: "inspect",
+    about: "Show what a checkpoint or bundle is: family, layers, experts, codecs, bytes, bits per weight",
+    examples: &["moepack inspect Qwen3-30B-A3B", "moepack inspect Qwen3-30B-A3B.moepack --json"],
+    args: Arguments::augment_args,
+    run: |matches, session| run(&parse(matches)?, session),
+};
+
+#[derive(Args, Debug)]
+struct Arguments {
+    /// Checkpoint, Hugging Face cache directory, or bundle
+    model: PathBuf,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    model: String,
+    kind: &'static str,
+    family: String,
+    n_layers: usize,
+    n_moe_layers: usize,
+    hidden: usize,
+    vocab: usize,
+    n_experts: usize,
+    n_experts_used: usize,
+    expert_weights: u64,
+    trunk_weights: u64,
+    expert_bytes: u64,
+    trunk_bytes: u64,
+    total_bytes: u64,
+    bpw_experts: f64,
+    bpw_total: f64,
+    /// Bytes by codec of the experts and dtype of the trunk.
+    trunk_dtypes: BTreeMap<String, u64>,
+    layers: Vec<LayerReport>,
+    left_out: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct LayerReport {
+    layer: usize,
+    n_experts: usize,
+    bytes: u64,
+    bpw: f64,
+    /// Codec of each projection.
+    codecs: BTreeMap<String, String>,
+    /// Relative squared error of the weights, where a bundle knows it.
+    error: Option<f64>,
+}
+
+fn run(args: &Arguments, session: &Session) -> Result<()> {
+    let model = args.open.open(&args.model)?;
+    let report = report(&model, args)?;
+    if session.json { print_json(&report) } else { print(&text(&report)) }
+}
+
+fn report(model: &Model, args: &Arguments) -> Result<Report> {
+    let spec = model.spec();
+    let mut layers = Vec::new();
+    let (mut n_experts, mut n_experts_used) = (0, 0);
+    for (l, layer) in spec.layers.iter().enumerate() {
+        if let Mlp::Moe(moe) = &layer.mlp {
+            (n_experts, n_experts_used) = (n_experts.max(moe.n_experts), n_experts_used.max(moe.n_experts_used));
+            layers.push(layer_report(model, l, moe.n_experts)?);
+        }
+    }
+    let weights = |t: &&moepack_convert::TrunkTensor| !t.is_scale;
+    let trunk = model.trunk_tensors();
+    let trunk_weights = trunk.iter().filter(weights).map(|t| t.shape.iter().product::<u64>()).sum();
+    let (expert_bytes, trunk_bytes) = (layers.iter().map(|l| l.bytes).sum(), trunk.iter().map(|t| t.bytes).sum());
+    let mut trunk_dtypes = BTreeMap::new();
+    for tensor in trunk {
+        *trunk_dtypes.entry(tensor.dtype.name().to_owned()).or_default() += tensor.bytes;
+    }
+    let total_bytes = match model.bundle() {
+        Some(bundle) => bundle.manifest.totals.bundle_bytes,
+        None => model.files().iter().map(|f| f.fingerprint.bytes).sum(),
+    };
+    Ok(Report {
+        schema: "moepack.inspect/1",
+        model: args.model.display().to_string(),
+        kind: if model.bundle().is_some() { "bundle" } else { "checkpoint" },
+        family: spec.family.to_owned(),
+        n_layers: spec.layers.len(),
+        n_moe_layers: layers.len(),
+        hidden: spec.hidden,
+        vocab: spec.vocab,
+        n_experts,
+        n_experts_used,
+        expert_weights: expert_weights(model),
+        trunk_weights,
+        expert_bytes,
+        trunk_bytes,
+        total_bytes,
+        bpw_experts: bits_each(expert_bytes, expert_weights(model)),
+        bpw_total: bits_each(total_bytes, expert_weights(model) + trunk_weights),
+        trunk_dtypes,
+        layers,
+        left_out: model.catalog().left_out.iter().map(|(name, reason)| format!("{name}: {reason}")).collect(),
+        warnings: model.warnings().to_vec(),
+    })
+}
+
+fn layer_report(model: &Model, layer: usize, n_experts: usize) -> Result<LayerReport> {
+    let (mut bytes, mut weights) = (0, 0_u64);
+    let mut codecs: BTreeMap<String, String> = BTreeMap::new();
+    for expert in 0..n_experts {
+        for part in model.expert_parts(layer, expert)? {
+            for plane in part.codec.planes(part.rows, part.cols)? {
+                bytes += plane.bytes()?;
+            }
+            if part.part.is_matrix() {
+                weights += (part.rows * part.cols) as u64;
+                let codec = part.codec.name();
+                let known = codecs.entry(part.part.name().to_owned()).or_insert_with(|| codec.clone());
+                if *known != codec {
+                    "mixed".clone_into(known);
+                }
+            }
+        }
+    }
+    let entry = model.bundle().and_then(|b| b.manifest.layer(u32::try_from(layer).ok()?));
+    let error = entry.and_then(|e| e.error);
+    Ok(LayerReport { layer, n_experts, bytes, bpw: bits_each(bytes, weights), codecs, error })
+}
+
+fn text(r: &Report) -> String {
+    let line = |name: &str, value: String| format!("{name:<15}{value}\n");
+    let mut text = line(r.kind, r.model.clone());
+    text += &line("family", r.family.clone());
+    text += &line("layers", format!("{} ({} with experts), hidden {}, vocab {}", r.n_layers, r.n_moe_layers, r.hidden, r.vocab));
+    text += &line("experts", format!("{} a layer, {} used by a token", r.n_experts, r.n_experts_used));
+    let weights = (r.expert_weights + r.trunk_weights) as f64 / 1e6;
+    text += &line("weights", format!("{weights:.2} M, {:.2} M of them in routed experts", r.expert_weights as f64 / 1e6));
+    text += &line("expert bytes", format!("{}, {:.4} bits per weight", human(r.expert_bytes), r.bpw_experts));
+    let dtypes: Vec<String> = r.trunk_dtypes.iter().map(|(d, b)| format!("{d} {}", human(*b))).collect();
+    text += &line("trunk bytes", format!("{} ({})", human(r.trunk_bytes), dtypes.join(", ")));
+    text += &line("total bytes", format!("{}, {:.4} bits per weight", human(r.total_bytes), r.bpw_total));
+    let mut rows = vec![["layer", "experts", "bytes", "bpw", "gate_proj", "up_proj", "down_proj", "rel. sq. error"].map(String::from).to_vec()];
+    for l in &r.layers {
+        let codec = |name: &str| l.codecs.get(name).cloned().unwrap_or_else(|| "-".into());
+        let error = l.error.map_or_else(|| "-".into(), |e| format!("{e:.3e}"));
+        let bpw = format!("{:.4}", l.bpw);
+        let cells = [codec("gate_proj"), codec("up_proj"), codec("down_proj"), error];
+        rows.push([vec![l.layer.to_string(), l.n_experts.to_string(), human(l.bytes), bpw], cells.to_vec()].concat());
+    }
+    text += "\n";
+    text += &table(&rows);
+    for note in &r.left_out {
+        text += &format!("left out: {note}\n");
+    }
+    text
+}

@@ -1,0 +1,148 @@
+//! `moepack plan`: a dry run. Bytes, bits per weight, peak memory, time; and the recipe as a file to edit.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use moepack_format::{Error, Kind, Result};
+use serde::Serialize;
+
+use super::options::{OpenArgs, RecipeArgs};
+use super::{Command, parse};
+use crate::engine::budget::Budget;
+use crate::engine::sizes::Sizes;
+use crate::engine::writer::bits_each;
+use crate::output::{print, print_json, say, table, write_file};
+use crate::recipe::{Recipe, Rule};
+use crate::session::Session;
+use crate::size::human;
+
+/// The table row.
+pub const COMMAND: Command = Command {
+    name: "plan",
+    about: "Dry run of quantize: bytes of every part, bits per weight, peak memory, time; writes the recipe",
+    examples: &[
+        "moepack plan Qwen3-30B-A3B --codec int4-g64",
+        "moepack plan Qwen3-30B-A3B --codec int3-g64 -o recipe.toml",
+    ],
+    args: Arguments::augment_args,
+    run: |matches, session| run(&parse(matches)?, session),
+};
+
+#[derive(Args, Debug)]
+struct Arguments {
+    /// Checkpoint directory or Hugging Face cache directory
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Write the recipe here: TOML, one rule for each layer and projection, to be edited and given to `quantize --recipe`
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace that file if it is there
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    checkpoint: String,
+    source_bytes: u64,
+    bundle_bytes: u64,
+    trunk_bytes: u64,
+    expert_payload_bytes: u64,
+    padding_bytes: u64,
+    bpw_experts: f64,
+    peak_rss_bytes: u64,
+    seconds: f64,
+    parts: Vec<PartReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct PartReport {
+    layer: usize,
+    part: &'static str,
+    codec: String,
+    weights: u64,
+    bytes: u64,
+    bpw: f64,
+}
+
+fn run(args: &Arguments, session: &Session) -> Result<()> {
+    let model = args.open.open(&args.checkpoint)?;
+    let prepared = args.recipe.prepare(&model, false)?;
+    let budget = Budget::of(&model, &prepared.sizes, session.threads, None, None);
+    budget.check(session.memory)?;
+    let sizes = &prepared.sizes;
+    if let Some(path) = &args.output {
+        if path.exists() && !args.overwrite {
+            return Err(Error::new(Kind::CannotCreate, "the output exists").in_file(path).hint("say --overwrite"));
+        }
+        write_file(path, &spelled_out(&prepared.recipe, sizes).to_toml()?)?;
+        say(&format!("recipe written to {}", path.display()));
+    }
+    let report = report(args, sizes, &budget);
+    if session.json { print_json(&report) } else { print(&text(&report)) }
+}
+
+fn report(args: &Arguments, sizes: &Sizes, budget: &Budget) -> Report {
+    let records: u64 = sizes.layers.iter().map(|l| l.record_bytes).sum();
+    let parts = sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
+    Report {
+        schema: "moepack.plan/1",
+        checkpoint: args.checkpoint.display().to_string(),
+        source_bytes: sizes.source_bytes,
+        bundle_bytes: sizes.bundle_bytes(),
+        trunk_bytes: sizes.trunk_bytes,
+        expert_payload_bytes: sizes.payload_bytes(),
+        padding_bytes: records - sizes.payload_bytes(),
+        bpw_experts: bits_each(sizes.payload_bytes(), sizes.expert_weights()),
+        peak_rss_bytes: budget.bytes(),
+        seconds: budget.seconds(),
+        parts: parts
+            .map(|(layer, p)| PartReport {
+                layer,
+                part: p.part.name(),
+                codec: p.codec.clone(),
+                weights: p.weights,
+                bytes: p.bytes,
+                bpw: bits_each(p.bytes, p.weights),
+            })
+            .collect(),
+    }
+}
+
+fn text(r: &Report) -> String {
+    let mut rows = vec![["layer", "part", "codec", "weights", "bytes", "bpw"].map(String::from).to_vec()];
+    for p in &r.parts {
+        let (bytes, bpw) = (human(p.bytes), format!("{:.4}", p.bpw));
+        rows.push(vec![p.layer.to_string(), p.part.to_owned(), p.codec.clone(), p.weights.to_string(), bytes, bpw]);
+    }
+    let lines = [
+        format!("source         {}", human(r.source_bytes)),
+        format!("experts        {}, {:.4} bits per weight", human(r.expert_payload_bytes), r.bpw_experts),
+        format!("padding        {}", human(r.padding_bytes)),
+        format!("trunk          {}", human(r.trunk_bytes)),
+        format!("bundle         {}", human(r.bundle_bytes)),
+        format!("peak memory    about {}", human(r.peak_rss_bytes)),
+        format!("time           about {:.0} s", r.seconds),
+    ];
+    format!("{}\n{}\n", table(&rows), lines.join("\n"))
+}
+
+/// The recipe with one rule for each layer and projection, and what each is expected to take. A recipe that tells experts
+/// apart is kept as it is.
+fn spelled_out(recipe: &Recipe, sizes: &Sizes) -> Recipe {
+    let parts = || sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
+    if parts().any(|(_, p)| p.codec == "mixed") || recipe.rules.iter().any(|r| r.codec == crate::recipe::NATIVE) {
+        return recipe.clone();
+    }
+    let rule = |(layer, p): (usize, &crate::engine::sizes::PartSizes)| Rule {
+        tensor: format!("layers.{layer}.experts.*.{}", p.part.name()),
+        codec: p.codec.clone(),
+        bytes: Some(p.bytes),
+        expected_loss: None,
+    };
+    Recipe { rules: parts().map(rule).collect(), ..recipe.clone() }
+}

@@ -1,0 +1,195 @@
+//! `moepack quantize`: the main job.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use moepack_format::manifest::Manifest;
+use moepack_format::{Error, Kind, Result};
+use moepack_verify::report::DriftReport;
+use serde::Serialize;
+
+use super::options::{OpenArgs, RecipeArgs};
+use super::{Command, parse};
+use crate::commands::verify::{GateArgs, drift_report};
+use crate::engine::budget::Budget;
+use crate::engine::quantize::{Job, Outcome, quantize};
+use crate::engine::stats::{StatsFile, config_sha256};
+use crate::engine::workspace::refuse_existing;
+use crate::memory::peak_rss_bytes;
+use crate::output::{print, print_json, say, table, write_file};
+use crate::session::Session;
+use crate::size::human;
+use crate::text::{WindowArgs, windows_of_text};
+
+/// The table row.
+pub const COMMAND: Command = Command {
+    name: "quantize",
+    about: "Turn a checkpoint into a bundle: code every routed expert, keep everything else as it is",
+    examples: &[
+        "moepack quantize Qwen3-30B-A3B -o Qwen3-30B-A3B.moepack",
+        "moepack quantize DeepSeek-V3 -o v3.moepack --codec int4-g64 --calibrate calib.txt --verify eval.txt",
+        "moepack quantize gpt-oss-120b -o gpt-oss.moepack --codec native",
+        "moepack quantize Qwen3-30B-A3B -o q.moepack --recipe recipe.toml --max-kld 0.02 --verify eval.txt",
+    ],
+    args: Arguments::augment_args,
+    run: |matches, session| run(&parse(matches)?, session),
+};
+
+#[derive(Args, Debug)]
+struct Arguments {
+    /// Checkpoint directory or Hugging Face cache directory
+    checkpoint: PathBuf,
+    /// The bundle to write
+    #[arg(short, long, value_name = "BUNDLE")]
+    output: PathBuf,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Text to calibrate on: the squared inputs of each expert weigh its errors
+    #[arg(long, value_name = "TEXT", conflicts_with = "stats")]
+    calibrate: Option<PathBuf>,
+    /// Stats of an earlier `calibrate`
+    #[arg(long, value_name = "STATS")]
+    stats: Option<PathBuf>,
+    /// Text to measure drift on, in the same pass
+    #[arg(long, value_name = "TEXT")]
+    verify: Option<PathBuf>,
+    #[command(flatten)]
+    windows: WindowArgs,
+    #[command(flatten)]
+    gates: GateArgs,
+    /// Go on with unfinished work (the same command does so anyway)
+    #[arg(long)]
+    resume: bool,
+    /// Replace a bundle that is there
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    schema: &'static str,
+    bundle: String,
+    resumed: bool,
+    seconds: f64,
+    peak_rss_bytes: u64,
+    bundle_bytes: u64,
+    expert_payload_bytes: u64,
+    padding_bytes: u64,
+    trunk_bytes: u64,
+    bpw_experts: f64,
+    bpw_total: f64,
+    layers: &'a [moepack_format::manifest::LayerEntry],
+    drift: Option<&'a DriftReport>,
+}
+
+fn run(args: &Arguments, session: &Session) -> Result<()> {
+    let started = Instant::now();
+    check_places(&args.checkpoint, &args.output)?;
+    refuse_existing(&args.output, args.overwrite)?;
+    let model = args.open.open(&args.checkpoint)?;
+    if model.bundle().is_some() {
+        return Err(Error::usage("the input is a bundle already").in_file(&args.checkpoint).hint("quantize its checkpoint"));
+    }
+    let calibrated = args.calibrate.is_some() || args.stats.is_some();
+    let prepared = args.recipe.prepare(&model, calibrated)?;
+    let stats = args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
+    let windows = |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
+    let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
+    let budget = Budget::of(&model, &prepared.sizes, session.threads, calibration.as_ref(), evaluation.as_ref());
+    budget.check(session.memory)?;
+    budget.check_space(&args.output)?;
+    let outcome = quantize(
+        session,
+        Job {
+            model: &model,
+            recipe: &prepared.recipe,
+            choices: &prepared.choices,
+            sizes: &prepared.sizes,
+            target: &args.output,
+            overwrite: args.overwrite,
+            calibration,
+            stats: stats.as_ref(),
+            evaluation,
+        },
+    )?;
+    finish(args, session, outcome, started)
+}
+
+/// Prints what came of it, and judges the gates.
+fn finish(args: &Arguments, session: &Session, outcome: Outcome, started: Instant) -> Result<()> {
+    outcome.notes.iter().for_each(|note| say(&format!("note: {note}")));
+    let manifest = &outcome.manifest;
+    let (reference, bundle) = (args.checkpoint.display().to_string(), args.output.display().to_string());
+    let mut drift = outcome.drift.map(|d| drift_report(d, &bundle, &reference, Some(manifest)));
+    let passed = drift.as_mut().is_none_or(|d| d.judge(&args.gates.limits()));
+    let seconds = started.elapsed().as_secs_f64();
+    if let (Some(path), Some(drift)) = (&args.gates.report, &drift) {
+        write_file(path, &drift.to_html())?;
+    }
+    if session.json {
+        let totals = &manifest.totals;
+        print_json(&Report {
+            schema: "moepack.quantize/1",
+            bundle,
+            resumed: outcome.resumed,
+            seconds,
+            peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
+            bundle_bytes: totals.bundle_bytes,
+            expert_payload_bytes: totals.expert_payload_bytes,
+            padding_bytes: totals.padding_bytes,
+            trunk_bytes: totals.trunk_bytes,
+            bpw_experts: totals.bpw_experts,
+            bpw_total: totals.bpw_total,
+            layers: &manifest.layers,
+            drift: drift.as_ref(),
+        })?;
+    } else {
+        print(&text(manifest, &bundle, seconds))?;
+        drift.as_ref().map(|d| print(&format!("\n{}", d.to_text()))).transpose()?;
+    }
+    if passed { Ok(()) } else { Err(Error::new(Kind::Finding, "the bundle is written, but a gate does not hold")) }
+}
+
+fn text(manifest: &Manifest, bundle: &str, seconds: f64) -> String {
+    use moepack_format::manifest::PartCodecs;
+    let mut rows = vec![["layer", "experts", "codec", "bpw", "bytes", "rel. sq. error"].map(String::from).to_vec()];
+    let per_layer = manifest.totals.expert_weights / (manifest.layers.len() as u64).max(1);
+    for layer in &manifest.layers {
+        let mut codecs: Vec<&str> = layer
+            .codecs
+            .iter()
+            .filter(|(part, _)| !part.ends_with("_bias"))
+            .map(|(_, c)| if let PartCodecs::Same(name) = c { name.as_str() } else { "mixed" })
+            .collect();
+        codecs.dedup();
+        rows.push(vec![
+            layer.layer.to_string(),
+            layer.n_experts.to_string(),
+            codecs.join(","),
+            format!("{:.4}", crate::engine::writer::bits_each(layer.payload_bytes, per_layer)),
+            human(layer.payload_bytes),
+            layer.error.map_or_else(|| "-".to_owned(), |e| format!("{e:.3e}")),
+        ]);
+    }
+    let totals = &manifest.totals;
+    let experts = format!("experts {}, {:.4} bits per weight", human(totals.expert_payload_bytes), totals.bpw_experts);
+    let rest = format!("trunk {}, padding {}", human(totals.trunk_bytes), human(totals.padding_bytes));
+    let all = format!("bundle {bundle}: {}, {:.4} bits per weight", human(totals.bundle_bytes), totals.bpw_total);
+    format!("{}\n{experts}\n{rest}\n{all}, in {seconds:.1} s\n", table(&rows))
+}
+
+/// Refuses an output that is the input or lies in it.
+fn check_places(input: &Path, output: &Path) -> Result<()> {
+    let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (Ok(input_real), Ok(parent)) = (input.canonicalize(), parent.canonicalize()) else { return Ok(()) };
+    let target = parent.join(output.file_name().unwrap_or_default());
+    if target.starts_with(&input_real) || input_real.starts_with(&target) {
+        return Err(Error::usage("output and input are the same or one lies in the other")
+            .in_file(output)
+            .hint("write the bundle somewhere else"));
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! `moepack verify`: the drift of a bundle against its checkpoint or a baseline, with gates for CI.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use moepack_convert::Model;
+use moepack_format::manifest::Manifest;
+use moepack_format::{Error, Kind, Result};
+use moepack_verify::baseline::Baseline;
+use moepack_verify::gates::{Limits, parse_nats, parse_percent};
+use moepack_verify::report::{DriftReport, ReferenceKind};
+
+use super::options::OpenArgs;
+use super::{Command, parse};
+use crate::engine::baseline::against_baseline;
+use crate::engine::pair::Drift;
+use crate::engine::verify::compare;
+use crate::output::{print, print_json, write_file};
+use crate::session::Session;
+use crate::text::{InputArgs, WindowArgs};
+
+/// The table row.
+pub const COMMAND: Command = Command {
+    name: "verify",
+    about: "Measure what a bundle lost: KL divergence, top-1 agreement, perplexity, per layer and per expert",
+    examples: &[
+        "moepack verify q.moepack --reference Qwen3-30B-A3B --text eval.txt",
+        "moepack verify q.moepack --reference eval.baseline --max-kld 0.02 --max-ppl-increase 1% --min-top1 97%",
+        "moepack verify q.moepack --reference Qwen3-30B-A3B --text eval.txt --report drift.html",
+    ],
+    args: Arguments::augment_args,
+    run: |matches, session| run(&parse(matches)?, session),
+};
+
+#[derive(Args, Debug)]
+struct Arguments {
+    /// The bundle
+    bundle: PathBuf,
+    /// The checkpoint it was made from, or a baseline file
+    #[arg(long, value_name = "CHECKPOINT|BASELINE")]
+    reference: PathBuf,
+    /// UTF-8 text; a baseline has its own tokens
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    text: Option<PathBuf>,
+    /// JSON list of windows (lists of token ids) instead of a text
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    #[command(flatten)]
+    windows: WindowArgs,
+    #[command(flatten)]
+    gates: GateArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// Gates and the report file.
+#[derive(Args, Clone, Debug)]
+pub struct GateArgs {
+    /// Fail (exit code 1) if the mean KL divergence is above this many nats
+    #[arg(long, value_name = "X", value_parser = nats)]
+    max_kld: Option<f64>,
+    /// Fail if perplexity grows by more than this
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    max_ppl_increase: Option<f64>,
+    /// Fail if the most likely token agrees less often than this
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    min_top1: Option<f64>,
+    /// Write the report as one HTML file
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+}
+
+impl GateArgs {
+    /// The limits asked for.
+    pub fn limits(&self) -> Limits {
+        Limits { max_kld: self.max_kld, max_ppl_increase: self.max_ppl_increase, min_top1: self.min_top1 }
+    }
+}
+
+fn nats(text: &str) -> std::result::Result<f64, String> {
+    parse_nats(text).map_err(|e| e.to_string())
+}
+
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    parse_percent(text).map_err(|e| e.to_string())
+}
+
+fn run(args: &Arguments, session: &Session) -> Result<()> {
+    let bundle = args.open.open(&args.bundle)?;
+    let mut report = if args.reference.is_dir() { with_model(args, session, &bundle)? } else { with_baseline(args, session, &bundle)? };
+    let passed = report.judge(&args.gates.limits());
+    if let Some(path) = &args.gates.report {
+        write_file(path, &report.to_html())?;
+    }
+    if session.json { print_json(&report)? } else { print(&report.to_text())? }
+    if passed { Ok(()) } else { Err(Error::new(Kind::Finding, "a gate does not hold").in_file(&args.bundle)) }
+}
+
+fn with_model(args: &Arguments, session: &Session, bundle: &Model) -> Result<DriftReport> {
+    let reference = args.open.open(&args.reference)?;
+    let input = InputArgs { text: args.text.clone(), tokens: args.tokens.clone() };
+    let windows = input.windows(&reference, &args.windows)?;
+    let drift = compare(session, &reference, bundle, windows)?;
+    let names = (args.bundle.display().to_string(), args.reference.display().to_string());
+    let mut report = drift_report(drift, &names.0, &names.1, bundle.bundle().map(|b| &b.manifest));
+    if reference.bundle().is_some() {
+        report.reference_kind = ReferenceKind::Bundle;
+    }
+    Ok(report)
+}
+
+fn with_baseline(args: &Arguments, session: &Session, bundle: &Model) -> Result<DriftReport> {
+    if args.text.is_some() || args.tokens.is_some() {
+        return Err(Error::usage("a baseline has its own tokens").in_file(&args.reference).hint("leave --text and --tokens out"));
+    }
+    let baseline = Baseline::open(&args.reference)?;
+    let (logits, ctx) = against_baseline(session, bundle, &baseline)?;
+    let mut report = DriftReport::new(&logits.summary(), ctx);
+    report.reference_kind = ReferenceKind::Baseline;
+    name(&mut report, &args.bundle.display().to_string(), &args.reference.display().to_string());
+    sizes(&mut report, bundle.bundle().map(|b| &b.manifest));
+    Ok(report)
+}
+
+/// The report of a run of both models.
+pub fn drift_report(drift: Drift, bundle: &str, reference: &str, manifest: Option<&Manifest>) -> DriftReport {
+    let mut report = DriftReport::new(&drift.logits.summary(), drift.windows.ctx());
+    report.layers = drift.layers;
+    report.experts = drift.experts;
+    name(&mut report, bundle, reference);
+    sizes(&mut report, manifest);
+    report
+}
+
+fn name(report: &mut DriftReport, bundle: &str, reference: &str) {
+    bundle.clone_into(&mut report.bundle);
+    reference.clone_into(&mut report.reference);
+}
+
+fn sizes(report: &mut DriftReport, manifest: Option<&Manifest>) {
+    report.bpw_experts = manifest.map(|m| m.totals.bpw_experts);
+    report.bpw_total = manifest.map(|m| m.totals.bpw_total);
+}

@@ -1,0 +1,122 @@
+//! A bundle against the checkpoint it was made from: what was kept is the same to the bit, what was quantized is
+//! within the error that the manifest records.
+
+use moepack_convert::spec::Part;
+use moepack_convert::{CodedExpert, Model, TrunkTensor};
+use moepack_format::check::Damage;
+use moepack_format::{Error, Result};
+use moepack_quant::Isa;
+use moepack_verify::drift::SquareSums;
+use moepack_verify::forward::ordered;
+
+use crate::commands::options::moe_layers;
+use crate::recipe::matrix_name;
+use crate::session::Session;
+
+/// The recorded error is a sum in another order; this much more is rounding.
+const ERROR_SLACK: f64 = 1e-6;
+/// Bytes of a trunk tensor compared at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Everything in which the bundle differs from the checkpoint.
+///
+/// # Errors
+/// What cannot be read; a requested stop.
+pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<Vec<Damage>> {
+    let mut damage = Vec::new();
+    for tensor in checkpoint.trunk_tensors() {
+        session.stop.check()?;
+        damage.extend(trunk(bundle, checkpoint, tensor)?);
+    }
+    if moe_layers(bundle) != moe_layers(checkpoint) {
+        let what = "the checkpoint has other layers or experts".to_owned();
+        damage.push(Damage { file: "manifest.json".into(), layer: None, expert: None, tensor: None, byte: None, what });
+        return Ok(damage);
+    }
+    for (layer, n_experts) in moe_layers(checkpoint) {
+        damage.extend(experts(session, bundle, checkpoint, layer, n_experts)?);
+    }
+    Ok(damage)
+}
+
+fn trunk(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<Option<Damage>> {
+    let damage = |byte, what: String| {
+        let tensor = Some(tensor.name.clone());
+        Some(Damage { file: "trunk".into(), layer: None, expert: None, tensor, byte, what })
+    };
+    let Some(kept) = bundle.trunk_tensors().iter().find(|t| t.name == tensor.name) else {
+        return Ok(damage(None, "the checkpoint has it, the bundle does not".into()));
+    };
+    if (kept.dtype, &kept.shape) != (tensor.dtype, &tensor.shape) {
+        let what = format!("{} {:?}, the checkpoint has {} {:?}", kept.dtype.name(), kept.shape, tensor.dtype.name(), tensor.shape);
+        return Ok(damage(None, what));
+    }
+    let (mut a, mut b) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    let mut at = 0;
+    while at < tensor.bytes {
+        let n = usize::try_from(tensor.bytes - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        let (a, b) = (a.get_mut(..n).unwrap_or_default(), b.get_mut(..n).unwrap_or_default());
+        bundle.read_raw(kept, at, a)?;
+        checkpoint.read_raw(tensor, at, b)?;
+        if let Some(i) = a.iter().zip(b.iter()).position(|(x, y)| x != y) {
+            return Ok(damage(Some(at + i as u64), "differs from the checkpoint".into()));
+        }
+        at += n as u64;
+    }
+    Ok(None)
+}
+
+/// Experts of a layer: those kept bit by bit, those quantized by the error of all of them.
+fn experts(session: &Session, bundle: &Model, checkpoint: &Model, layer: usize, n_experts: usize) -> Result<Vec<Damage>> {
+    let id = u32::try_from(layer).unwrap_or(u32::MAX);
+    let entry = bundle.bundle().and_then(|b| b.manifest.layer(id));
+    let entry = entry.ok_or_else(|| Error::bad_data(format!("the bundle has no layer {layer}")))?;
+    let mut damage = Vec::new();
+    let mut sums = SquareSums::default();
+    let work = |e: usize| {
+        session.stop.check()?;
+        compare(&bundle.expert(layer, e)?, &checkpoint.expert(layer, e)?)
+    };
+    ordered(n_experts, work, |e, (differing, error): (Vec<Part>, SquareSums)| {
+        sums.add(&error);
+        damage.extend(differing.into_iter().map(|part| Damage {
+            file: entry.bank.clone(),
+            layer: Some(id),
+            expert: u32::try_from(e).ok(),
+            tensor: Some(matrix_name(layer, e, part)),
+            byte: None,
+            what: "kept as released, but differs from the checkpoint".into(),
+        }));
+        Ok(())
+    })?;
+    let found = if sums.reference > 0.0 { sums.difference / sums.reference } else { 0.0 };
+    let recorded = entry.error.unwrap_or(0.0);
+    if found > recorded * (1.0 + ERROR_SLACK) || found.is_nan() {
+        let what = format!("relative squared error {found:e} against the checkpoint, the manifest records {recorded:e}");
+        damage.push(Damage { file: entry.bank.clone(), layer: Some(id), expert: None, tensor: None, byte: None, what });
+    }
+    Ok(damage)
+}
+
+/// Parts that were kept and differ; error of those that were not kept.
+fn compare(kept: &CodedExpert, released: &CodedExpert) -> Result<(Vec<Part>, SquareSums)> {
+    let isa = Isa::get();
+    let (mut differing, mut sums) = (Vec::new(), SquareSums::default());
+    for part in &released.parts {
+        match kept.part(part.part) {
+            Some(k) if k.codec.name() == part.codec.name() && k.planes == part.planes => {}
+            Some(k) if part.part.is_matrix() && k.codec.name() != part.codec.name() => {
+                sums.add(&SquareSums::of(isa, &part.decode(isa)?, &k.decode(isa)?));
+            }
+            // The same codec may have been asked for by name and rounded anew; its error tells.
+            Some(k) if part.part.is_matrix() => {
+                let error = SquareSums::of(isa, &part.decode(isa)?, &k.decode(isa)?);
+                if error.difference > 0.0 {
+                    differing.push(part.part);
+                }
+            }
+            _ => differing.push(part.part),
+        }
+    }
+    Ok((differing, sums))
+}

@@ -1,0 +1,224 @@
+//! The main job: checkpoint in, bundle out, calibrated and measured on the way.
+
+use std::path::Path;
+
+use moepack_convert::spec::Mlp;
+use moepack_convert::Model;
+use moepack_format::manifest::{FileEntry, Manifest};
+use moepack_format::{Error, Result};
+use moepack_quant::Isa;
+use moepack_verify::forward::LayerWeights;
+use moepack_verify::tokens::Windows;
+use serde_json::{Value, json};
+
+use crate::engine::calibration::Calibration;
+use crate::engine::experts::ExpertWork;
+use crate::engine::hash::Hashes;
+use crate::engine::pair::{Drift, Pair};
+use crate::engine::sizes::Sizes;
+use crate::engine::stats::StatsFile;
+use crate::engine::workspace::Workspace;
+use crate::engine::writer::{self, LayerNote, Pieces, layer_note};
+use crate::progress::Progress;
+use crate::recipe::{Choices, Recipe};
+use crate::session::Session;
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The checkpoint.
+    pub model: &'a Model,
+    /// Codec of each matrix, solver, alignment.
+    pub recipe: &'a Recipe,
+    /// The recipe worked out for this model.
+    pub choices: &'a Choices,
+    /// Bytes of everything.
+    pub sizes: &'a Sizes,
+    /// Where the bundle goes.
+    pub target: &'a Path,
+    /// Whether a bundle there is replaced.
+    pub overwrite: bool,
+    /// Text to calibrate on.
+    pub calibration: Option<Windows>,
+    /// Stats of an earlier calibration.
+    pub stats: Option<&'a StatsFile>,
+    /// Text to measure drift on.
+    pub evaluation: Option<Windows>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The bundle's manifest.
+    pub manifest: Manifest,
+    /// Drift on the evaluation text.
+    pub drift: Option<Drift>,
+    /// Whether earlier work went on.
+    pub resumed: bool,
+    /// What was noted on the way.
+    pub notes: Vec<String>,
+}
+
+/// Does the job.
+///
+/// # Errors
+/// Whatever is wrong with input, output or recipe; nothing half-written is left but what the same command can go on
+/// with.
+pub fn quantize(session: &Session, job: Job<'_>) -> Result<Outcome> {
+    let workspace = Workspace::open(job.target, job.overwrite, &identity(&job))?;
+    match run(session, job, &workspace) {
+        Ok(outcome) => workspace.publish().map(|()| outcome),
+        Err(e) => Err(workspace.give_up(e)),
+    }
+}
+
+/// What decides the bytes of the bundle: another value, and the unfinished work is not ours.
+fn identity(job: &Job<'_>) -> Value {
+    let sources: Vec<Value> =
+        job.model.files().iter().map(|f| json!({"path": f.name, "fingerprint": f.fingerprint})).collect();
+    json!({ "version": env!("CARGO_PKG_VERSION"), "work": recipe_value(job), "sources": sources })
+}
+
+/// The recipe as the manifest keeps it, with what it was calibrated on.
+fn recipe_value(job: &Job<'_>) -> Value {
+    let calibration = match (&job.calibration, job.stats) {
+        (Some(windows), _) => json!({"tokens": windows.tokens.len(), "tokens_sha256": tokens_sha256(windows)}),
+        (None, Some(stats)) => json!({"stats_sha256": stats.sha256(), "tokens": stats.about().n_tokens}),
+        (None, None) => Value::Null,
+    };
+    json!({"recipe": job.recipe, "calibration": calibration})
+}
+
+/// SHA-256 of window lengths and token ids.
+pub fn tokens_sha256(windows: &Windows) -> String {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    windows.lens.iter().for_each(|&l| hash.update((l as u64).to_le_bytes()));
+    windows.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
+    moepack_format::file::hex(&hash.finalize())
+}
+
+fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {
+    let (model, stop) = (job.model, &session.stop);
+    let recipe = recipe_value(&job);
+    let sources: Vec<_> = model.files().iter().map(|f| (f.name.clone(), f.path.clone(), f.fingerprint.bytes)).collect();
+    let paths = sources.iter().map(|(_, path, _)| path.clone()).collect();
+    let (manifest, drift, notes) = std::thread::scope(|scope| {
+        let hashes = Hashes::start(scope, paths, stop.clone());
+        let progress = session.progress("quantize", job.sizes.source_bytes, job.sizes.n_experts());
+        let mut notes = Vec::new();
+        let trunk = writer::write_trunk(model, workspace, &progress, stop)?;
+        let side = writer::write_side_files(model, workspace, &mut notes)?;
+        let align = job.recipe.align;
+        let (layers, drift) = Layers::begin(job, workspace, &progress, session)?.run()?;
+        stop.check()?;
+        let hashes = hashes.finish()?;
+        stop.check()?;
+        model.check_unchanged()?;
+        let entry = |((path, _, bytes), sha256)| FileEntry { path, bytes, sha256 };
+        let sources = sources.into_iter().zip(hashes).map(entry).collect();
+        let manifest = writer::manifest(model, Pieces { trunk, layers, side, sources, recipe, align });
+        Ok::<_, Error>((manifest, drift, notes))
+    })?;
+    manifest.write(workspace.dir())?;
+    Ok(Outcome { manifest, drift, resumed: workspace.resumed(), notes })
+}
+
+/// The layers, one after the other.
+struct Layers<'a> {
+    isa: Isa,
+    job: Job<'a>,
+    workspace: &'a Workspace,
+    progress: &'a Progress,
+    session: &'a Session,
+    calibration: Option<Calibration>,
+    pair: Option<Pair>,
+    done: Vec<LayerNote>,
+}
+
+impl<'a> Layers<'a> {
+    fn begin(
+        mut job: Job<'a>,
+        workspace: &'a Workspace,
+        progress: &'a Progress,
+        session: &'a Session,
+    ) -> Result<Layers<'a>> {
+        let (isa, model) = (Isa::get(), job.model);
+        let calibration = job.calibration.take().map(|w| Calibration::begin(isa, model, w)).transpose()?;
+        let pair = job.evaluation.take().map(|w| Pair::begin(isa, model, model, w)).transpose()?;
+        Ok(Layers { isa, job, workspace, progress, session, calibration, pair, done: Vec::new() })
+    }
+
+    fn run(mut self) -> Result<(Vec<LayerNote>, Option<Drift>)> {
+        let model = self.job.model;
+        for (l, layer) in model.spec().layers.iter().enumerate() {
+            self.session.stop.check()?;
+            match &layer.mlp {
+                Mlp::Dense { .. } => self.dense(l)?,
+                Mlp::Moe(moe) => self.moe(l, moe.n_experts, moe.inter)?,
+            }
+        }
+        let drift = self.pair.take().map(|pair| pair.finish(model, model)).transpose()?;
+        Ok((self.done, drift))
+    }
+
+    /// The layer's trunk, and every text through its attention; nothing where no text is on the way.
+    fn enter(&mut self, l: usize) -> Result<Option<LayerWeights>> {
+        if self.calibration.is_none() && self.pair.is_none() {
+            return Ok(None);
+        }
+        let weights = LayerWeights::load(self.isa, self.job.model, l)?;
+        if let Some(calibration) = &mut self.calibration {
+            calibration.enter(&weights)?;
+        }
+        if let Some(pair) = &mut self.pair {
+            pair.enter(&weights, &weights)?;
+        }
+        Ok(Some(weights))
+    }
+
+    fn dense(&mut self, l: usize) -> Result<()> {
+        self.enter(l)?;
+        if let Some(pair) = &mut self.pair {
+            pair.leave(l, None);
+        }
+        Ok(())
+    }
+
+    fn moe(&mut self, l: usize, n_experts: usize, inter: usize) -> Result<()> {
+        let finished = self.workspace.note::<LayerNote>(&layer_note(l))?;
+        let weights = self.enter(l)?;
+        let (note, calibrated, paired) = match (finished, weights) {
+            (Some(note), None) => {
+                self.progress.add(self.job.sizes.layer_source_bytes(l), n_experts as u64);
+                (note, None, None)
+            }
+            (finished, weights) => {
+                let work = ExpertWork {
+                    isa: self.isa,
+                    session: self.session,
+                    workspace: self.workspace,
+                    progress: self.progress,
+                    model: self.job.model,
+                    recipe: self.job.recipe,
+                    choices: self.job.choices,
+                    stats: self.job.stats,
+                    n_planes: self.job.sizes.layer_planes(l),
+                    layer: l,
+                    n_experts,
+                    inter,
+                };
+                work.run(weights.as_ref(), self.calibration.as_ref(), self.pair.as_ref(), finished)?
+            }
+        };
+        if let (Some(calibration), Some(delta)) = (&mut self.calibration, calibrated) {
+            calibration.leave(&delta);
+        }
+        if let (Some(pair), Some(delta)) = (&mut self.pair, paired) {
+            let overlap = pair.add(delta);
+            pair.leave(l, Some(overlap));
+        }
+        self.done.push(note);
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! Stats: what calibration learnt about the inputs of each expert, and the file that keeps it.
+//!
+//! The file is a safetensors file that stock readers open. `about` is JSON; for each MoE layer L there are
+//! `layers.L.tokens` (I64, `[n_experts]`), `layers.L.input` (F32, `[n_experts, hidden]`, mean squares of what goes into
+//! gate and up) and `layers.L.inner` (F32, `[n_experts, inter]`, of what goes into down). Means are over the tokens routed
+//! to the expert, each weighted with its squared routing weight, by which the expert's error reaches the output.
+
+use std::path::Path;
+
+use moepack_convert::Model;
+use moepack_convert::spec::{Mlp, Part};
+use moepack_format::trunk::TrunkWriter;
+use moepack_format::{Context, Dtype, Error, Header, InputFile, PlaneSpec, Result};
+use moepack_quant::stats::ColumnStats;
+use serde::{Deserialize, Serialize};
+
+/// What an expert's inputs were like.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExpertStats {
+    /// Inputs of gate and up.
+    pub input: ColumnStats,
+    /// Inputs of down.
+    pub inner: ColumnStats,
+}
+
+impl ExpertStats {
+    /// The stats of the inputs of one matrix.
+    pub fn of(&self, part: Part) -> &ColumnStats {
+        if part == Part::Down { &self.inner } else { &self.input }
+    }
+}
+
+/// What a stats file says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// `moepack.stats/1`
+    pub schema: String,
+    /// Family of the model.
+    pub family: String,
+    /// SHA-256 of the model's config.json, so that stats of another model are noticed.
+    pub config_sha256: String,
+    /// Tokens of the calibration text.
+    pub n_tokens: u64,
+    /// SHA-256 of the token ids.
+    pub tokens_sha256: String,
+}
+
+/// The schema this code reads and writes.
+pub const SCHEMA: &str = "moepack.stats/1";
+const ABOUT: &str = "about";
+
+/// SHA-256 of a model's config.json.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn config_sha256(model: &Model) -> Result<String> {
+    InputFile::open(&model.root().join("config.json"))?.sha256(&|| false)
+}
+
+/// A stats file being written: layers come in order.
+#[derive(Debug)]
+pub struct StatsWriter(TrunkWriter);
+
+impl StatsWriter {
+    /// Starts the stats file of a model.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn create(path: &Path, model: &Model, about: &About) -> Result<StatsWriter> {
+        let about = serde_json::to_vec(about).map_err(|e| Error::bad_data(e.to_string()))?;
+        let mut specs = vec![PlaneSpec::new(ABOUT, Dtype::U8, &[about.len() as u64])];
+        for (layer, dims) in dims(model) {
+            specs.extend(dims.specs(layer));
+        }
+        let mut writer = TrunkWriter::create(path, &specs)?;
+        writer.write(ABOUT, &about)?;
+        Ok(StatsWriter(writer))
+    }
+
+    /// Appends a layer.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn write(&mut self, layer: usize, experts: &[ExpertStats]) -> Result<()> {
+        let bytes: Vec<u8> = experts.iter().flat_map(|e| (e.input.n_tokens as i64).to_le_bytes()).collect();
+        self.0.write(&name(layer, "tokens"), &bytes)?;
+        for (what, of) in [("input", Part::Gate), ("inner", Part::Down)] {
+            for expert in experts {
+                let bytes: Vec<u8> = expert.of(of).second_moment.iter().flat_map(|m| m.to_le_bytes()).collect();
+                self.0.write(&name(layer, what), &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// A layer is missing, or a failed write.
+    pub fn finish(self) -> Result<()> {
+        self.0.finish().map(|_| ())
+    }
+}
+
+/// An opened stats file, whose layers are read when they are asked for.
+#[derive(Debug)]
+pub struct StatsFile {
+    file: InputFile,
+    header: Header,
+    about: About,
+    sha256: String,
+}
+
+impl StatsFile {
+    /// Opens a stats file and compares it with the model it is to be used for.
+    ///
+    /// # Errors
+    /// No such file, no stats file, or stats of another model.
+    pub fn open(path: &Path, model: &Model, config_sha256: &str) -> Result<StatsFile> {
+        let file = InputFile::open(path)?;
+        let header = Header::read(&file)?;
+        let about = read_about(&file, &header).in_file(path)?;
+        if about.config_sha256 != config_sha256 {
+            return Err(Error::bad_data("stats of another model: its config.json had another sha256")
+                .in_file(path)
+                .hint(format!("they are of a {} model; calibrate this one", about.family)));
+        }
+        for (layer, dims) in dims(model) {
+            for spec in dims.specs(layer) {
+                let found = header.get(&spec.name).filter(|t| t.dtype == spec.dtype && t.shape[..] == spec.shape[..]);
+                let expected = || format!("expected {} of shape {:?}", spec.dtype.name(), spec.shape);
+                found.ok_or_else(|| Error::bad_data(expected()).in_file(path).in_tensor(&spec.name))?;
+            }
+        }
+        let sha256 = file.sha256(&|| false)?;
+        Ok(StatsFile { file, header, about, sha256 })
+    }
+
+    /// What the file says about itself.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// SHA-256 of the file.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The stats of every expert of a layer.
+    ///
+    /// # Errors
+    /// A failed read; counts or means that are impossible.
+    pub fn layer(&self, model: &Model, layer: usize) -> Result<Vec<ExpertStats>> {
+        let Some((_, dims)) = dims(model).find(|(l, _)| *l == layer) else { return Ok(Vec::new()) };
+        let tokens = self.bytes(&name(layer, "tokens"))?;
+        let (input, inner) = (self.bytes(&name(layer, "input"))?, self.bytes(&name(layer, "inner"))?);
+        let rows = input.chunks_exact(4 * dims.hidden).zip(inner.chunks_exact(4 * dims.inter));
+        let experts = tokens.as_chunks::<8>().0.iter().zip(rows).enumerate();
+        experts
+            .map(|(e, (count, (input, inner)))| {
+                let n = u64::try_from(i64::from_le_bytes(*count));
+                let n = n.map_err(|_| Error::bad_data(format!("expert {e} has a negative token count")))?;
+                Ok(ExpertStats { input: column_stats(n, input)?, inner: column_stats(n, inner)? })
+            })
+            .collect::<Result<_>>()
+            .map_err(|e: Error| e.in_file(self.file.path()).in_tensor(format!("layers.{layer}")))
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let tensor = self.header.get(name).ok_or_else(|| Error::bad_data("not there").in_tensor(name))?;
+        let mut bytes = vec![0; usize::try_from(tensor.end - tensor.start).unwrap_or(0)];
+        self.file.read_exact_at(tensor.start, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn read_about(file: &InputFile, header: &Header) -> Result<About> {
+    const ABOUT_BYTES_MAX: u64 = 1 << 16;
+    let no = |what: &str| Error::bad_data(format!("not a stats file: {what}"));
+    let tensor = header.get(ABOUT).ok_or_else(|| no("it has no tensor `about`"))?;
+    let len = tensor.end - tensor.start;
+    if len > ABOUT_BYTES_MAX {
+        return Err(no("`about` is too long"));
+    }
+    let mut json = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(tensor.start, &mut json)?;
+    let about: About = serde_json::from_slice(&json).map_err(|e| no(&e.to_string()))?;
+    if about.schema != SCHEMA {
+        return Err(no(&format!("schema {:?}, this program reads {SCHEMA:?}", about.schema)));
+    }
+    Ok(about)
+}
+
+/// Means from little-endian f32, through the checks of `quant`.
+fn column_stats(n_tokens: u64, means: &[u8]) -> Result<ColumnStats> {
+    let cols = (means.len() / 4) as u64;
+    let mut bytes = [n_tokens.to_le_bytes(), cols.to_le_bytes()].concat();
+    bytes.extend_from_slice(means);
+    ColumnStats::from_bytes(&bytes)
+}
+
+struct Dims {
+    n_experts: usize,
+    hidden: usize,
+    inter: usize,
+}
+
+impl Dims {
+    fn specs(&self, layer: usize) -> [PlaneSpec; 3] {
+        let (n, hidden, inter) = (self.n_experts as u64, self.hidden as u64, self.inter as u64);
+        [
+            PlaneSpec::new(&name(layer, "tokens"), Dtype::I64, &[n]),
+            PlaneSpec::new(&name(layer, "input"), Dtype::F32, &[n, hidden]),
+            PlaneSpec::new(&name(layer, "inner"), Dtype::F32, &[n, inter]),
+        ]
+    }
+}
+
+fn dims(model: &Model) -> impl Iterator<Item = (usize, Dims)> {
+    let hidden = model.spec().hidden;
+    model.spec().layers.iter().enumerate().filter_map(move |(l, layer)| match &layer.mlp {
+        Mlp::Moe(moe) => Some((l, Dims { n_experts: moe.n_experts, hidden, inter: moe.inter })),
+        Mlp::Dense { .. } => None,
+    })
+}
+
+fn name(layer: usize, what: &str) -> String {
+    format!("layers.{layer}.{what}")
+}

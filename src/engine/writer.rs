@@ -1,0 +1,228 @@
+//! Writing the files of a bundle: trunk, banks, side files, manifest.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use moepack_convert::spec::Mlp;
+use moepack_convert::{CodedExpert, Model};
+use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
+use moepack_format::manifest::{
+    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, Provenance, Tool, Totals,
+    TrunkEntry,
+};
+use moepack_format::trunk::{FileSummary, TRUNK_BYTES_DEFAULT, TrunkWriter, split_trunk, trunk_name};
+use moepack_format::{Context, Error, InputFile, PlaneSpec, Result, atomic};
+
+use moepack_verify::drift::SquareSums;
+
+use crate::engine::workspace::Workspace;
+use crate::progress::Progress;
+use crate::stop::Stop;
+
+/// Bytes of a trunk tensor copied at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+/// The note about the trunk in a workspace.
+const TRUNK_NOTE: &str = "trunk";
+
+/// Copies every trunk tensor as it is, in the order of the checkpoint's files.
+///
+/// # Errors
+/// What cannot be read or written; a requested stop.
+pub fn write_trunk(model: &Model, workspace: &Workspace, progress: &Progress, stop: &Stop) -> Result<Vec<FileSummary>> {
+    if let Some(done) = workspace.note(TRUNK_NOTE)? {
+        return Ok(done);
+    }
+    let tensors = model.trunk_tensors();
+    let specs: Vec<PlaneSpec> = tensors.iter().map(|t| PlaneSpec::new(&t.name, t.dtype, &t.shape)).collect();
+    let files = split_trunk(&specs, TRUNK_BYTES_DEFAULT)?;
+    let mut summaries = Vec::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for (i, range) in files.iter().enumerate() {
+        let path = workspace.dir().join(trunk_name(i + 1, files.len()));
+        let mut writer = TrunkWriter::create(&path, specs.get(range.clone()).unwrap_or_default())?;
+        for tensor in tensors.get(range.clone()).unwrap_or_default() {
+            let mut at = 0;
+            while at < tensor.bytes {
+                stop.check()?;
+                let n = usize::try_from(tensor.bytes - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+                let bytes = chunk.get_mut(..n).unwrap_or_default();
+                model.read_raw(tensor, at, bytes)?;
+                writer.write(&tensor.name, bytes)?;
+                at += n as u64;
+                progress.add(n as u64, 0);
+            }
+        }
+        summaries.push(writer.finish()?);
+    }
+    workspace.leave_note(TRUNK_NOTE, &summaries)?;
+    Ok(summaries)
+}
+
+/// A bank being written, with what the manifest wants to know of it.
+#[derive(Debug)]
+pub struct BankSink {
+    writer: BankWriter,
+    layer: u32,
+    /// For each part the codec of each expert so far.
+    codecs: BTreeMap<String, Vec<String>>,
+    sums: SquareSums,
+}
+
+impl BankSink {
+    /// Starts the bank of a layer.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn create(dir: &Path, layer: usize, n_experts: usize, align: u64, n_planes: usize) -> Result<BankSink> {
+        let too_many = |_| Error::bad_data(format!("layer {layer} with {n_experts} experts does not fit a bank"));
+        let (layer_id, n) = (u32::try_from(layer).map_err(too_many)?, u32::try_from(n_experts).map_err(too_many)?);
+        let writer = BankWriter::create(&dir.join(bank_name(layer_id)), layer_id, n, align, n_planes)?;
+        Ok(BankSink { writer, layer: layer_id, codecs: BTreeMap::new(), sums: SquareSums::default() })
+    }
+
+    /// Appends an expert; experts come in order.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn write(&mut self, index: usize, expert: &CodedExpert, sums: &SquareSums) -> Result<()> {
+        let mut parts = Vec::with_capacity(expert.parts.len());
+        for part in &expert.parts {
+            let (codec, name) = (part.codec.name(), part.part.name());
+            self.codecs.entry(name.to_owned()).or_default().push(codec.clone());
+            let specs = part.codec.planes(part.rows, part.cols)?;
+            let planes = specs.into_iter().zip(part.planes.iter().map(Vec::as_slice)).collect();
+            let spec = PartSpec { name: name.to_owned(), codec, rows: part.rows as u64, cols: part.cols as u64 };
+            parts.push(PartBytes { spec, planes });
+        }
+        self.writer.write_expert(u32::try_from(index).unwrap_or(u32::MAX), &parts)?;
+        self.sums.add(sums);
+        Ok(())
+    }
+
+    /// Gives the bank its name. `usage` is how many calibration tokens each expert saw.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn finish(self, usage: Option<Vec<u64>>) -> Result<LayerNote> {
+        let summary = self.writer.finish()?;
+        let codecs = self.codecs.into_iter().map(|(part, each)| (part, folded(each))).collect();
+        let error = (self.sums.reference > 0.0).then(|| self.sums.difference / self.sums.reference);
+        let entry = LayerEntry {
+            layer: self.layer,
+            bank: summary.file.clone(),
+            n_experts: summary.n_experts,
+            record_stride: summary.stride,
+            max_record_bytes: summary.max_record_bytes,
+            payload_bytes: summary.payload_bytes,
+            padding_bytes: summary.padding_bytes,
+            usage,
+            codecs,
+            error,
+        };
+        Ok(LayerNote { summary, entry })
+    }
+}
+
+fn folded(each: Vec<String>) -> PartCodecs {
+    match each.first() {
+        Some(first) if each.iter().all(|c| c == first) => PartCodecs::Same(first.clone()),
+        _ => PartCodecs::Each(each),
+    }
+}
+
+/// What is known of a finished bank.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LayerNote {
+    /// The file.
+    pub summary: BankSummary,
+    /// Its line in the manifest.
+    pub entry: LayerEntry,
+}
+
+/// The name of a layer's note.
+pub fn layer_note(layer: usize) -> String {
+    format!("experts-{layer:05}")
+}
+
+/// Copies the side files; gives their entries.
+///
+/// # Errors
+/// What cannot be read or written.
+pub fn write_side_files(model: &Model, workspace: &Workspace, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
+    let mut entries = Vec::new();
+    for side in model.side_files(notes)? {
+        let target = workspace.dir().join(&side.name);
+        let mut bytes = vec![0; usize::try_from(side.bytes).unwrap_or(0)];
+        InputFile::open(&side.path)?.read_exact_at(0, &mut bytes)?;
+        atomic::write_file(&target, &bytes)?;
+        let sha256 = InputFile::open(&target)?.sha256(&|| false).in_file(&target)?;
+        entries.push(FileEntry { path: side.name, bytes: side.bytes, sha256 });
+    }
+    Ok(entries)
+}
+
+/// Everything the manifest is made of.
+#[derive(Debug)]
+pub struct Pieces {
+    /// Trunk files in order.
+    pub trunk: Vec<FileSummary>,
+    /// Banks in order of layers.
+    pub layers: Vec<LayerNote>,
+    /// Side files.
+    pub side: Vec<FileEntry>,
+    /// Source files with their hashes.
+    pub sources: Vec<FileEntry>,
+    /// The recipe and what else decided the bytes.
+    pub recipe: serde_json::Value,
+    /// Alignment of records.
+    pub align: u64,
+}
+
+/// The manifest of a bundle made from `model`.
+pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
+    let file = |path: &str, bytes, sha256: &str| FileEntry { path: path.to_owned(), bytes, sha256: sha256.to_owned() };
+    let mut files = pieces.side;
+    files.extend(pieces.trunk.iter().map(|t| file(&t.file, t.bytes, &t.sha256)));
+    files.extend(pieces.layers.iter().map(|l| file(&l.summary.file, l.summary.bytes, &l.summary.sha256)));
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut sources = pieces.sources;
+    sources.sort_by(|a, b| a.path.cmp(&b.path));
+    let left_out = model.catalog().left_out.iter();
+    let layers: Vec<LayerEntry> = pieces.layers.into_iter().map(|l| l.entry).collect();
+    let trunk: Vec<_> = pieces.trunk.iter().map(|t| TrunkEntry { file: t.file.clone() }).collect();
+    let scales = |t: &&moepack_convert::TrunkTensor| !t.is_scale;
+    let trunk_weights = model.trunk_tensors().iter().filter(scales).map(|t| t.shape.iter().product::<u64>()).sum();
+    Manifest {
+        format: BUNDLE_FORMAT.to_owned(),
+        format_version: FORMAT_VERSION,
+        features_required: Vec::new(),
+        features_optional: Vec::new(),
+        tool: Tool { name: "moepack".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+        align: pieces.align,
+        family: model.spec().family.to_owned(),
+        provenance: Provenance { sources },
+        recipe: pieces.recipe,
+        totals: Totals::sum(&files, &layers, &trunk, expert_weights(model), trunk_weights),
+        files,
+        layers,
+        trunk,
+        trunk_codecs: BTreeMap::new(),
+        left_out: left_out.map(|(name, reason)| LeftOut { name: name.clone(), reason: reason.clone() }).collect(),
+        sha256: String::new(),
+    }
+}
+
+/// Bits for each of `weights`; 0 where there are none.
+pub fn bits_each(bytes: u64, weights: u64) -> f64 {
+    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+}
+
+/// Weights of all routed experts of the backbone, biases not counted.
+pub fn expert_weights(model: &Model) -> u64 {
+    let hidden = model.spec().hidden as u64;
+    let of_layer = |mlp: &Mlp| match mlp {
+        Mlp::Dense { .. } => 0,
+        Mlp::Moe(moe) => 3 * hidden * moe.inter as u64 * moe.n_experts as u64,
+    };
+    model.spec().layers.iter().map(|l| of_layer(&l.mlp)).sum()
+}

@@ -1,0 +1,86 @@
+//! Progress on stderr: a bar on a terminal, else a plain line every few seconds.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::output::say;
+use crate::size::human;
+
+/// How often a plain line appears where stderr is no terminal.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Progress of one stage in bytes and experts, with the time left.
+#[derive(Debug)]
+pub struct Progress {
+    label: String,
+    total_bytes: u64,
+    total_experts: u64,
+    quiet: bool,
+    bar: Option<ProgressBar>,
+    done: Mutex<Done>,
+}
+
+#[derive(Debug)]
+struct Done {
+    bytes: u64,
+    experts: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// Progress towards `total_bytes` and `total_experts`; silent if `quiet`.
+    pub fn new(label: &str, total_bytes: u64, total_experts: u64, quiet: bool) -> Progress {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::new(total_bytes);
+            let template = "{prefix} {wide_bar} {bytes}/{total_bytes} {msg} {bytes_per_sec} ETA {eta}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_prefix(label.to_owned());
+            bar
+        });
+        let now = Instant::now();
+        let done = Mutex::new(Done { bytes: 0, experts: 0, started: now, last_line: now });
+        Progress { label: label.to_owned(), total_bytes, total_experts, quiet, bar, done }
+    }
+
+    /// Some more is done.
+    pub fn add(&self, bytes: u64, experts: u64) {
+        let Ok(mut done) = self.done.lock() else { return };
+        done.bytes += bytes;
+        done.experts += experts;
+        if let Some(bar) = &self.bar {
+            bar.set_position(done.bytes);
+            bar.set_message(format!("{}/{} experts", done.experts, self.total_experts));
+        } else if !self.quiet && done.last_line.elapsed() > PLAIN_INTERVAL {
+            done.last_line = Instant::now();
+            say(&self.line(&done));
+        }
+    }
+
+    /// Takes the bar off the terminal.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, done: &Done) -> String {
+        let seconds = done.started.elapsed().as_secs_f64();
+        let rate = done.bytes as f64 / seconds.max(1e-9);
+        let left = self.total_bytes.saturating_sub(done.bytes) as f64 / rate.max(1.0);
+        let (label, at, of) = (&self.label, human(done.bytes), human(self.total_bytes));
+        let experts = format!("{}/{} experts", done.experts, self.total_experts);
+        format!("{label}: {at} of {of}, {experts}, {}/s, about {left:.0} s left", human(rate as u64))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

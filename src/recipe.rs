@@ -1,0 +1,320 @@
+//! A recipe: which codec each matrix of each expert gets, as text that a person may edit.
+//!
+//! ```toml
+//! schema = 1
+//! solver = "rtn"
+//! align = 16384
+//!
+//! [[rule]]
+//! tensor = "layers.*.experts.*.*"
+//! codec = "int4-g64"
+//!
+//! [[rule]]
+//! tensor = "layers.3.experts.*.down_proj"
+//! codec = "int6-g64"
+//! ```
+//!
+//! Rules are read in order and the last one that matches a matrix wins. `*` stands for any characters except a dot.
+//! A rule that matches nothing is an error, and so is a matrix that no rule matches.
+
+use std::path::Path;
+
+use moepack_convert::spec::Part;
+use moepack_format::{Context, Error, Result};
+use moepack_quant::CodecRef;
+use moepack_quant::codec::codec;
+use serde::{Deserialize, Serialize};
+
+/// The codec name that keeps a matrix as it was released, bit for bit.
+pub const NATIVE: &str = "native";
+
+/// Version of the text.
+pub const SCHEMA: u32 = 1;
+
+/// Alignment of records, unless the recipe says otherwise.
+pub const ALIGN_DEFAULT: u64 = 16384;
+
+/// A recipe as a person writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Version of the text, 1.
+    pub schema: u32,
+    /// How levels are chosen: a name of `moepack_quant::solve::SOLVERS`.
+    pub solver: String,
+    /// Alignment of records in bytes, a power of two of at least 4096.
+    #[serde(default = "align_default")]
+    pub align: u64,
+    /// Rules in order; the last that matches wins.
+    #[serde(rename = "rule")]
+    pub rules: Vec<Rule>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Pattern of matrices, `layers.<layer>.experts.<expert>.<gate_proj|up_proj|down_proj>`.
+    pub tensor: String,
+    /// Codec, or `native`.
+    pub codec: String,
+    /// What a plan expects these matrices to take; not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// What a plan expects these matrices to lose, relative squared error; not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_loss: Option<f64>,
+}
+
+fn align_default() -> u64 {
+    ALIGN_DEFAULT
+}
+
+/// What becomes of one matrix.
+#[derive(Clone, Debug)]
+pub enum Choice {
+    /// Kept as released.
+    Native,
+    /// Quantized.
+    Codec(CodecRef),
+}
+
+impl Choice {
+    /// The name in a recipe.
+    pub fn name(&self) -> String {
+        match self {
+            Choice::Native => NATIVE.to_owned(),
+            Choice::Codec(codec) => codec.name(),
+        }
+    }
+}
+
+impl Recipe {
+    /// The recipe that treats every matrix alike.
+    pub fn uniform(codec: &str, solver: &str, align: u64) -> Recipe {
+        let rule = Rule { tensor: "layers.*.experts.*.*".into(), codec: codec.into(), bytes: None, expected_loss: None };
+        Recipe { schema: SCHEMA, solver: solver.into(), align, rules: vec![rule] }
+    }
+
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no such TOML, or asks for the impossible (kind `Plan`).
+    pub fn read(path: &Path) -> Result<Recipe> {
+        const BYTES_MAX: u64 = 64 << 20;
+        let file = moepack_format::InputFile::open(path)?;
+        if file.len() > BYTES_MAX {
+            return Err(Error::bad_data(format!("{} bytes, a recipe has at most {BYTES_MAX}", file.len())).in_file(path));
+        }
+        let mut bytes = vec![0; usize::try_from(file.len()).unwrap_or(0)];
+        file.read_exact_at(0, &mut bytes)?;
+        let text = String::from_utf8(bytes).map_err(|e| Error::bad_data(format!("not UTF-8: {e}"))).in_file(path)?;
+        Recipe::parse(&text).in_file(path)
+    }
+
+    /// Reads the text of a recipe.
+    ///
+    /// # Errors
+    /// No such TOML, or values out of range (kind `Plan`).
+    pub fn parse(text: &str) -> Result<Recipe> {
+        let recipe: Recipe = toml::from_str(text).map_err(|e| Error::plan(format!("not a recipe: {e}")))?;
+        if recipe.schema != SCHEMA {
+            return Err(Error::plan(format!("recipe schema {}, this program reads {SCHEMA}", recipe.schema)));
+        }
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// Checks what does not depend on a model: solver, alignment, codec names, patterns.
+    ///
+    /// # Errors
+    /// The first thing that is wrong (kind `Plan`).
+    pub fn validate(&self) -> Result<()> {
+        moepack_quant::solve::solver(&self.solver).map_err(as_plan)?;
+        if !self.align.is_power_of_two() || !(4096..=1 << 26).contains(&self.align) {
+            return Err(Error::plan(format!("align = {}, expected a power of two from 4096 to 64 MiB", self.align)));
+        }
+        for rule in &self.rules {
+            choice(&rule.codec).map_err(|e| as_plan(e).in_tensor(rule.tensor.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// The text.
+    ///
+    /// # Errors
+    /// A value TOML cannot hold (kind `Plan`).
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::plan(format!("cannot write the recipe: {e}")))
+    }
+}
+
+fn as_plan(e: Error) -> Error {
+    Error::plan(e.what())
+}
+
+fn choice(name: &str) -> Result<Choice> {
+    if name == NATIVE { Ok(Choice::Native) } else { codec(name).map(Choice::Codec) }
+}
+
+/// The matrices of an expert that a recipe speaks of, in record order.
+pub const MATRICES: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
+
+/// The name of a matrix in recipes, reports and bundles.
+pub fn matrix_name(layer: usize, expert: usize, part: Part) -> String {
+    format!("layers.{layer}.experts.{expert}.{}", part.name())
+}
+
+/// A recipe worked out for a model: the choice of every matrix.
+#[derive(Clone, Debug)]
+pub struct Choices {
+    table: Vec<Choice>,
+    layers: Vec<LayerChoices>,
+}
+
+#[derive(Clone, Debug)]
+struct LayerChoices {
+    layer: usize,
+    /// `[n_experts][MATRICES]`, indices into the table.
+    experts: Vec<[u16; 3]>,
+}
+
+impl Choices {
+    /// Works the recipe out for MoE layers given as `(layer, n_experts)`.
+    ///
+    /// # Errors
+    /// A rule that matches nothing, a matrix that no rule matches (kind `Plan`).
+    pub fn new(recipe: &Recipe, moe_layers: &[(usize, usize)]) -> Result<Choices> {
+        let table = recipe.rules.iter().map(|r| choice(&r.codec)).collect::<Result<Vec<_>>>()?;
+        let patterns: Vec<Vec<&str>> = recipe.rules.iter().map(|r| r.tensor.split('.').collect()).collect();
+        let mut used = vec![false; patterns.len()];
+        let mut layers = Vec::new();
+        for &(layer, n_experts) in moe_layers {
+            let experts = (0..n_experts).map(|expert| choose(&patterns, &mut used, layer, expert)).collect::<Result<_>>()?;
+            layers.push(LayerChoices { layer, experts });
+        }
+        match used.iter().position(|u| !u) {
+            Some(idle) if !moe_layers.is_empty() => {
+                let rule = recipe.rules.get(idle).map(|r| r.tensor.as_str()).unwrap_or_default();
+                Err(Error::plan(format!("rule {} ({rule:?}) matches no matrix of this model", idle + 1))
+                    .hint("names look like layers.3.experts.17.down_proj; * stands for any characters except a dot"))
+            }
+            _ => Ok(Choices { table, layers }),
+        }
+    }
+
+    /// The choice of one matrix.
+    ///
+    /// # Errors
+    /// A matrix that is not in the model.
+    pub fn get(&self, layer: usize, expert: usize, part: Part) -> Result<&Choice> {
+        let at = MATRICES.iter().position(|&m| m == part);
+        let layer_choices = self.layers.iter().find(|l| l.layer == layer);
+        layer_choices
+            .and_then(|l| l.experts.get(expert)?.get(at?))
+            .and_then(|&i| self.table.get(usize::from(i)))
+            .ok_or_else(|| Error::plan(format!("the recipe has nothing for {}", matrix_name(layer, expert, part))))
+    }
+}
+
+fn choose(patterns: &[Vec<&str>], used: &mut [bool], layer: usize, expert: usize) -> Result<[u16; 3]> {
+    let mut chosen = [0; 3];
+    for (slot, part) in chosen.iter_mut().zip(MATRICES) {
+        let name = matrix_name(layer, expert, part);
+        let mut last = None;
+        for (i, pattern) in patterns.iter().enumerate() {
+            if matches(pattern, &name) {
+                used[i] = true;
+                last = u16::try_from(i).ok();
+            }
+        }
+        let none = || Error::plan("no rule of the recipe matches this matrix").in_tensor(&name);
+        *slot = last.ok_or_else(none)?;
+    }
+    Ok(chosen)
+}
+
+fn matches(pattern: &[&str], name: &str) -> bool {
+    let mut segments = name.split('.');
+    pattern.iter().all(|p| segments.next().is_some_and(|s| segment_matches(p, s))) && segments.next().is_none()
+}
+
+/// Whether `text` is `pattern` with each `*` standing for any characters.
+fn segment_matches(pattern: &str, text: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let pieces: Vec<&str> = pieces.collect();
+    let Some((last, middle)) = pieces.split_last() else { return rest.is_empty() };
+    for piece in middle {
+        match rest.find(piece) {
+            Some(at) => rest = rest.get(at + piece.len()..).unwrap_or_default(),
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO_RULES: &str = r#"
+schema = 1
+solver = "rtn"
+[[rule]]
+tensor = "layers.*.experts.*.*"
+codec = "int4-g64"
+[[rule]]
+tensor = "layers.3.experts.1*.down_proj"
+codec = "native"
+"#;
+
+    #[test]
+    fn the_last_rule_that_matches_wins() {
+        let recipe = Recipe::parse(TWO_RULES).unwrap();
+        let choices = Choices::new(&recipe, &[(3, 12)]).unwrap();
+        let name = |expert, part| choices.get(3, expert, part).unwrap().name();
+        assert_eq!(name(0, Part::Down), "int4-g64");
+        assert_eq!(name(10, Part::Down), "native");
+        assert_eq!(name(10, Part::Up), "int4-g64");
+        assert!(choices.get(4, 0, Part::Up).is_err());
+    }
+
+    #[test]
+    fn a_rule_that_matches_nothing_is_an_error() {
+        let e = Choices::new(&Recipe::parse(TWO_RULES).unwrap(), &[(2, 12)]).unwrap_err();
+        assert_eq!(e.what(), "rule 2 (\"layers.3.experts.1*.down_proj\") matches no matrix of this model");
+        assert_eq!(e.kind().exit_code(), 78);
+    }
+
+    #[test]
+    fn a_matrix_without_a_rule_is_an_error() {
+        let text = TWO_RULES.replace("layers.*.experts.*.*", "layers.*.experts.*.*_proj").replace("1*.down", "*.down");
+        let recipe = Recipe::parse(&text.replacen("*_proj", "up_proj", 1)).unwrap();
+        let e = Choices::new(&recipe, &[(3, 2)]).unwrap_err();
+        assert_eq!(e.tensor(), Some("layers.3.experts.0.gate_proj"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (from, to) in [("rtn", "magic"), ("int4-g64", "int40"), ("schema = 1", "schema = 2"), ("schema", "skema")] {
+            assert_eq!(Recipe::parse(&TWO_RULES.replacen(from, to, 1)).unwrap_err().kind().exit_code(), 78, "{to}");
+        }
+        assert!(Recipe::parse(&TWO_RULES.replace("schema = 1", "schema = 1\nalign = 5000")).is_err());
+    }
+
+    #[test]
+    fn text_goes_back_and_forth() {
+        let recipe = Recipe::parse(TWO_RULES).unwrap();
+        assert_eq!(Recipe::parse(&recipe.to_toml().unwrap()).unwrap(), recipe);
+    }
+
+    #[test]
+    fn stars_stand_for_any_characters_of_one_segment() {
+        for (pattern, text, expected) in
+            [("*", "17", true), ("1*", "17", true), ("1*", "71", false), ("*_proj", "up_proj", true), ("a*b*c", "abc", true), ("a*b*c", "acb", false), ("x", "xy", false)]
+        {
+            assert_eq!(segment_matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

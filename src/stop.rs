@@ -1,0 +1,64 @@
+//! Stopping on request: SIGINT and SIGTERM set a flag that long work looks at between experts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use moepack_format::{Error, Kind, Result};
+
+/// The flags that the signals set. Cheap to copy around.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    interrupted: Arc<AtomicBool>,
+    terminated: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Registers for SIGINT and SIGTERM; a second signal of the same kind ends the process at once.
+    ///
+    /// # Errors
+    /// The operating system refuses a handler.
+    pub fn on_signals() -> Result<Stop> {
+        let stop = Stop::default();
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        for (signal, flag, code) in [(SIGINT, &stop.interrupted, 130), (SIGTERM, &stop.terminated, 75)] {
+            // First registered, first run: the shutdown looks at the flag before this signal sets it.
+            signal_hook::flag::register_conditional_shutdown(signal, code, flag.clone())
+                .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+                .map_err(|e| Error::new(Kind::Io, format!("cannot handle signal {signal}: {e}")))?;
+        }
+        Ok(stop)
+    }
+
+    /// Whether to stop.
+    pub fn requested(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed) || self.terminated.load(Ordering::Relaxed)
+    }
+
+    /// An error if a stop was requested: exit code 130 for SIGINT, 75 for SIGTERM.
+    ///
+    /// # Errors
+    /// A stop was requested.
+    pub fn check(&self) -> Result<()> {
+        let stopped = |kind, by| Err(Error::new(kind, format!("stopped by {by}")).hint("run the same command again to go on"));
+        match () {
+            _ if self.interrupted.load(Ordering::Relaxed) => stopped(Kind::Interrupted, "SIGINT"),
+            _ if self.terminated.load(Ordering::Relaxed) => stopped(Kind::Temporary, "SIGTERM"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_signal_has_its_exit_code() {
+        let stop = Stop::default();
+        assert_eq!(stop.check(), Ok(()));
+        stop.terminated.store(true, Ordering::Relaxed);
+        assert_eq!(stop.check().unwrap_err().kind().exit_code(), 75);
+        stop.interrupted.store(true, Ordering::Relaxed);
+        assert_eq!(stop.check().unwrap_err().kind().exit_code(), 130);
+    }
+}
