@@ -489,3 +489,6 @@ fn mlp_dim(mlp: &Mlp, dim: Dim) -> Option<usize> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,7 @@ impl Model {
     pub fn expert(&self, layer: usize, expert: usize) -> Result<CodedExpert> {
         let (experts, moe) = self.layer_experts(layer, expert)?;
         let mut parts = match &self.bundle {
-            Some(bundle) => self.from_bank(bundle, moe, layer, expert)?,
+            Some(bundle) => self.read_record(bundle, moe, layer, expert)?,
             None => {
                 let mut parts = Vec::with_capacity(Part::ALL.len());
                 for tensors in &experts.pieces {
@@ -99,7 +99,7 @@ impl Model {
         })
     }
 
-    fn from_bank(&self, bundle: &Bundle, moe: &Moe, layer: usize, expert: usize) -> Result<Vec<CodedPart>> {
+    fn read_record(&self, bundle: &Bundle, moe: &Moe, layer: usize, expert: usize) -> Result<Vec<CodedPart>> {
         let bank = bundle.bank(to_u32(layer)?)?;
         let record = bank.read(to_u32(expert)?, true)?;
         let mut parts = Vec::with_capacity(Part::ALL.len());
