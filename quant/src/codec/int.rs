@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
-use super::lanes::{Groups, LANES, Lanes, clamp, round};
+use super::lanes::{Groups, LANES, Lanes, MAGIC, clamp};
 use super::{Codec, CodecFamily, Matrix, Planes, Reach, check_input, check_planes, check_shape};
 use crate::bits::{self, packed_bytes};
 use crate::isa::Isa;
@@ -157,7 +157,8 @@ impl Codec for Int {
         let importance = importance.map(|i| groups.normalise(i));
         let mut codes = vec![0; w.rows * packed_bytes(self.bits, w.cols)];
         let mut scales = vec![0; groups.count() * 2];
-        let mut zeros = vec![0; w.rows * packed_bytes(self.bits, groups.per_row())];
+        let zero_bytes = if self.asym { packed_bytes(self.bits, groups.per_row()) } else { 0 };
+        let mut zeros = vec![0; w.rows * zero_bytes];
         encode_matrix(isa, self, w, importance.as_deref(), &mut codes, &mut scales, &mut zeros);
         let mut planes = vec![codes, scales];
         if self.asym {
@@ -186,7 +187,7 @@ impl Codec for Int {
 }
 
 per_isa! {
-    /// Writes codes, scales and zero points of a whole matrix.
+    /// Writes codes, scales and, if the codec has them, zero points of a whole matrix.
     fn encode_matrix(
         int: &Int,
         w: Matrix<'_>,
@@ -233,8 +234,10 @@ fn encode_matrix_body(
         for r in 0..rows {
             let row = &mut codes[(first + r) * code_bytes..(first + r + 1) * code_bytes];
             bits::pack_body(int.bits, &levels[r * w.cols..(r + 1) * w.cols], row);
-            let row = &mut zeros[(first + r) * zero_bytes..(first + r + 1) * zero_bytes];
-            bits::pack_body(int.bits, &zero_points[r * per_row..(r + 1) * per_row], row);
+            if int.asym {
+                let row = &mut zeros[(first + r) * zero_bytes..(first + r + 1) * zero_bytes];
+                bits::pack_body(int.bits, &zero_points[r * per_row..(r + 1) * per_row], row);
+            }
         }
     }
 }
@@ -268,14 +271,16 @@ fn encode_part(
     }
 }
 
-/// The nearest level to each weight: the step from numbers to codes.
+/// The nearest level to each weight: the step from numbers to codes. Added to [`MAGIC`], a level is the low bits of a
+/// float, which saves the conversion.
 #[inline(always)]
 fn quantize(bits: u32, scale: f32, zero: u8, values: &[f32], codes: &mut [u8]) {
-    let zero = f32::from(zero);
-    let last = ((1u32 << bits) - 1) as f32;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let lo = MAGIC - f32::from(zero);
+    let hi = lo + ((1u32 << bits) - 1) as f32;
     for (c, &v) in codes.iter_mut().zip(values) {
-        *c = clamp(round(v * inverse) + zero, 0.0, last) as i32 as u8;
+        let level = clamp(v * inverse + MAGIC, lo, hi);
+        *c = (level.to_bits() as u8).wrapping_add(zero);
     }
 }
 

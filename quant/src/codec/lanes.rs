@@ -40,6 +40,16 @@ impl Lanes {
         }
         out
     }
+
+    /// Lane by lane the one of `self` and `other` whose key is larger; `other` if neither is, or a key is NaN.
+    #[inline(always)]
+    pub fn where_more(self, key: Lanes, other: Lanes, other_key: Lanes) -> Lanes {
+        let mut out = Lanes::ZERO;
+        for l in 0..LANES {
+            out.0[l] = if key.0[l] > other_key.0[l] { self.0[l] } else { other.0[l] };
+        }
+        out
+    }
 }
 
 /// `lo ≤ v ≤ hi`, for numbers.
@@ -49,10 +59,13 @@ pub(crate) fn clamp(v: f32, lo: f32, hi: f32) -> f32 {
     if v > lo { v } else { lo }
 }
 
-/// To the nearest integer, ties to even, for |v| ≤ 2^22: adding 1.5 × 2^23 leaves no room for a fraction.
+/// 1.5 × 2^23. A number of at most 2^22 that is added to it leaves no room for a fraction, so it is rounded to the
+/// nearest integer, ties to even; that integer is then in the low bits, as two's complement.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
+/// To the nearest integer, ties to even, for |v| ≤ 2^22.
 #[inline(always)]
 pub(crate) fn round(v: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
     (v + MAGIC) - MAGIC
 }
 

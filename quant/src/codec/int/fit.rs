@@ -76,7 +76,10 @@ fn search<const WEIGHTED: bool>(bits: u32, asym: bool, x: &[Lanes], w: &[Lanes])
     let mut best = Best::NONE;
     for start in &starts[..if bits <= 3 { 2 } else { 1 }] {
         for ratios in grid(bits) {
-            let inverses = ratios.map(|r| start.inverse.map(|u| u * r));
+            let mut inverses = [start.inverse; TRIALS];
+            for (inverse, r) in inverses.iter_mut().zip(ratios) {
+                *inverse = inverse.map(|u| u * r);
+            }
             best.try_all::<TRIALS, WEIGHTED>(x, w, inverses, start.lo, span);
         }
     }
@@ -110,8 +113,9 @@ fn symmetric(span: f32, x: &[Lanes]) -> [Start; 2] {
 fn asymmetric(span: f32, both: bool, x: &[Lanes]) -> [Start; 2] {
     let (least, most) = extremes(x);
     let inverse = most.zip(least, |hi, lo| span / if hi - lo > SPAN_MIN { hi - lo } else { SPAN_MIN });
-    let shifts = if both { [-0.5, 0.5] } else { [0.0; 2] };
-    shifts.map(|s| Start { inverse, lo: least.zip(inverse, |lo, u| clamp(round(lo * u + s), -span, 0.0)) })
+    let lo = |shift: f32| least.zip(inverse, |lo, u| clamp(round(lo * u + shift), -span, 0.0));
+    let [first, second] = if both { [-0.5, 0.5] } else { [0.0; 2] };
+    [Start { inverse, lo: lo(first) }, Start { inverse, lo: lo(second) }]
 }
 
 /// The least and the largest weight of each group, zero included.
@@ -147,14 +151,12 @@ impl Best {
         let hi = lo.map(|lo| lo + span);
         let (a, b) = sums::<K, WEIGHTED>(x, w, &inverses, lo, hi);
         for (a, b) in a.iter().zip(&b) {
-            for l in 0..LANES {
-                let worth = a.0[l] * a.0[l] / b.0[l];
-                // NaN, where all levels are zero, is not better either.
-                let better = worth > self.worth.0[l];
-                self.worth.0[l] = if better { worth } else { self.worth.0[l] };
-                self.scale.0[l] = if better { a.0[l] / b.0[l] } else { self.scale.0[l] };
-                self.lo.0[l] = if better { lo.0[l] } else { self.lo.0[l] };
-            }
+            let scale = a.zip(*b, |a, b| a / b);
+            // NaN, where all levels are zero, is not better than anything.
+            let worth = a.zip(scale, |a, d| a * d);
+            self.scale = scale.where_more(worth, self.scale, self.worth);
+            self.lo = lo.where_more(worth, self.lo, self.worth);
+            self.worth = worth.where_more(worth, self.worth, self.worth);
         }
     }
 
