@@ -44,7 +44,7 @@ fn the_instruction_set_does_not_change_a_bundle() {
 #[test]
 fn nothing_changes_a_calibrated_bundle() {
     let work = tempfile::tempdir().unwrap();
-    let calibration = text(work.path(), "calibration.txt", 20_000);
+    let calibration = text(work.path(), "calibration.txt", 6_000);
     let calibrate = ["--codec", "int3", "--calibrate", calibration.to_str().unwrap(), "--threads"];
     let of = |name: &str, environment: &[(&str, &str)], threads: &str| {
         let args: Vec<&str> = calibrate.into_iter().chain([threads]).collect();
