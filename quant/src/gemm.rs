@@ -82,10 +82,27 @@ impl PackedWeights {
         packed
     }
 
+    /// All zeros, for [`PackedWeights::set_rows`] to fill.
+    pub fn zeros(n: usize, k: usize) -> Self {
+        let mut packed = PackedWeights::default();
+        packed.resize(n, k);
+        packed
+    }
+
     /// Packs `n` rows of `k` values anew, into the memory that is there.
     pub fn repack(&mut self, w: Rows<'_>, n: usize, k: usize) {
         self.resize(n, k);
-        for (p, panel) in self.lanes.chunks_exact_mut(k.max(1)).enumerate() {
+        self.set_rows(0, w, n);
+    }
+
+    /// Packs `n` rows of `w` as the outputs from `first` on, so that a long matrix need not be in memory twice.
+    ///
+    /// # Panics
+    /// If `first` is no multiple of 16, or the rows lie beyond the outputs or outside of `w`.
+    pub fn set_rows(&mut self, first: usize, w: Rows<'_>, n: usize) {
+        assert!(first.is_multiple_of(PANEL) && first + n <= self.n, "rows outside of the packed ones");
+        let panels = &mut self.lanes[first / PANEL * self.k..];
+        for (p, panel) in panels.chunks_exact_mut(self.k.max(1)).take(n.div_ceil(PANEL)).enumerate() {
             let rows = PANEL.min(n - p * PANEL);
             // 64 lanes are 4 KiB: a row's values are read in order, and what is written stays in L1.
             for (c, lanes) in panel.chunks_mut(64).enumerate() {
@@ -411,6 +428,12 @@ mod tests {
         packed.matmul(Isa::SCALAR, &x, &mut out);
         assert_eq!(bits(&out), bits(&naive(&x, &w, 3, k, n)));
         assert_eq!((packed.n(), packed.k(), packed.bytes()), (n, k, 3 * 21 * 64));
+        let mut by_parts = PackedWeights::zeros(n, k);
+        by_parts.set_rows(0, Rows { data: &w, stride: k }, 16);
+        by_parts.set_rows(16, Rows { data: &w[16 * k..], stride: k }, n - 16);
+        let mut again = vec![0.0; 3 * n];
+        by_parts.matmul(Isa::SCALAR, &x, &mut again);
+        assert_eq!(bits(&again), bits(&out), "packed by parts");
     }
 
     #[test]

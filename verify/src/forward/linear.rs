@@ -2,16 +2,19 @@
 
 use moepack_convert::spec::Role;
 use moepack_format::Result;
-use moepack_quant::gemm::PackedWeights;
+use moepack_quant::gemm::{PackedWeights, Rows};
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
-use super::{Weights, tensor};
+use super::{Weights, of_shape, tensor};
 
 /// From this many rows on, one product is split among threads; below, callers have windows or blocks to split.
 const PARALLEL_ROWS: usize = 1024;
 /// Rows of such a part.
 const PART_ROWS: usize = 384;
+
+/// Values of a long matrix, such as the head, that are decoded at a time: 128 MiB.
+const PART_VALUES: usize = 32 << 20;
 
 /// `[n, k]` packed, and `[n]`.
 pub(super) struct Linear {
@@ -28,9 +31,19 @@ impl Linear {
         n: usize,
         k: usize,
     ) -> Result<Linear> {
-        let weights = tensor(source, layer, role, &[n, k])?;
         let bias = bias.map(|role| tensor(source, layer, role, &[n])).transpose()?;
-        Ok(Linear::new(&weights, bias, n, k))
+        if n * k <= PART_VALUES {
+            return Ok(Linear::new(&tensor(source, layer, role, &[n, k])?, bias, n, k));
+        }
+        let mut weights = PackedWeights::zeros(n, k);
+        let n_rows = (PART_VALUES / k).next_multiple_of(16);
+        for first in (0..n).step_by(n_rows) {
+            let rows = first..n.min(first + n_rows);
+            let part = source.trunk_rows(layer, role, rows.clone())?; // [rows, k]
+            let part = of_shape(part, layer, role, &[rows.len(), k])?;
+            weights.set_rows(first, Rows { data: &part, stride: k }, rows.len());
+        }
+        Ok(Linear { weights, bias })
     }
 
     /// From `[n, k]` and `[n]`, whose lengths were checked.

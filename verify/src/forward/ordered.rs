@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use moepack_format::{Error, Result};
 use rayon::ScopeFifo;
 
-/// Results that may wait for their turn, for each thread of the pool.
-const AHEAD: usize = 2;
+/// Items in work or waiting for their turn, beyond one for each thread of the pool.
+const AHEAD: usize = 1;
 
 /// Calls `work(0) … work(n - 1)` on the current rayon pool and `consume` with each result in ascending order, one at
 /// a time. No more items are begun than a few beyond the next one to be consumed, so that results do not pile up.
@@ -22,7 +22,7 @@ pub fn ordered<T: Send>(
 ) -> Result<()> {
     let state =
         State { begun: 0, consumed: 0, waiting: BTreeMap::new(), consume: Some(consume), error: None };
-    let queue = Queue { n, ahead: AHEAD * rayon::current_num_threads(), work, state: Mutex::new(state) };
+    let queue = Queue { n, ahead: AHEAD + rayon::current_num_threads(), work, state: Mutex::new(state) };
     rayon::scope_fifo(|scope| queue.begin(scope));
     queue.state.into_inner().unwrap_or_else(PoisonError::into_inner).error.map_or(Ok(()), Err)
 }
@@ -151,7 +151,7 @@ mod tests {
                 })
             })
             .unwrap();
-        assert!(ahead <= 2 * AHEAD, "{ahead} items were begun before the first was consumed");
+        assert!(ahead <= 2 + AHEAD, "{ahead} items were begun before the first was consumed");
     }
 
     #[test]
