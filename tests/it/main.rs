@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod determinism;
+mod drift;
 mod goldens;
 mod hostile;
 mod integrity;
