@@ -39,20 +39,36 @@ const NAMES: &[&str] = &[
 ];
 
 fn main() {
-    let data = normal(ROWS * COLS);
-    let w = Matrix { rows: ROWS, cols: COLS, data: &data };
-    println!("| codec | bpw | relative MSE | gap to R(D), bit |");
-    println!("|---|---|---|---|");
-    for name in NAMES {
-        let codec = codec(name).unwrap();
-        let planes = codec.encode(Isa::get(), w, None).unwrap();
-        let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-        let mut decoded = vec![0.0; data.len()];
-        codec.decode(Isa::get(), &planes, ROWS, COLS, 0, &mut decoded).unwrap();
-        let bpw = codec.bits_per_weight(ROWS, COLS).unwrap();
-        let mse = relative_mse(&data, &decoded);
-        println!("| {name} | {bpw:.3} | {mse:.3e} | {:.3} |", bpw + 0.5 * mse.log2());
+    println!("| codec | bpw | relative MSE | gap to R(D), bit |\n|---|---|---|---|");
+    for row in table() {
+        let gap = row.bpw + 0.5 * row.mse.log2();
+        println!("| `{}` | {:.3} | {:.2e} | {gap:.3} |", row.name, row.bpw, row.mse);
     }
+}
+
+/// A line of the table.
+pub struct Row {
+    /// Canonical name.
+    pub name: &'static str,
+    /// Bits per weight of this matrix, scales and all.
+    pub bpw: f64,
+    /// Squared error over squared weights.
+    pub mse: f64,
+}
+
+/// Encodes and decodes the same matrix with each codec.
+pub fn table() -> Vec<Row> {
+    let data = normal(ROWS * COLS);
+    NAMES.iter().map(|name| measure(name, Matrix { rows: ROWS, cols: COLS, data: &data })).collect()
+}
+
+fn measure(name: &'static str, w: Matrix<'_>) -> Row {
+    let codec = codec(name).unwrap();
+    let planes = codec.encode(Isa::get(), w, None).unwrap();
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    let mut decoded = vec![0.0; w.data.len()];
+    codec.decode(Isa::get(), &planes, w.rows, w.cols, 0, &mut decoded).unwrap();
+    Row { name, bpw: codec.bits_per_weight(w.rows, w.cols).unwrap(), mse: relative_mse(w.data, &decoded) }
 }
 
 fn relative_mse(x: &[f32], y: &[f32]) -> f64 {

@@ -15,4 +15,9 @@ pub mod stats;
 pub use codec::{Codec, CodecRef, Matrix, Planes, codec};
 pub use isa::Isa;
 pub use solve::{Solver, solver};
-pub use stats::ColumnStats;
+pub use stats::{ColumnStats, ColumnSums};
+
+/// The example in the manual is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -197,3 +197,66 @@ fn sums<const K: usize, const WEIGHTED: bool>(
     }
     (a, b)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::minifloat::f16_to_f32;
+
+    /// A thousand groups of 128 from N(0, 1), near enough: sums of twelve uniform numbers, less 6.
+    fn groups() -> Vec<Vec<f32>> {
+        let mut state = 1u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / 16_777_216.0
+        };
+        let mut normal = || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
+        (0..1024).map(|_| (0..128).map(|_| normal()).collect()).collect()
+    }
+
+    /// Squared error that scale `d` leaves in a symmetric group, each weight at its nearest level.
+    fn error(bits: u32, x: &[f32], d: f64) -> f64 {
+        let half = f64::from(1u32 << (bits - 1));
+        let left = |&v: &f32| f64::from(v) - (f64::from(v) / d).round().clamp(-half, half - 1.0) * d;
+        x.iter().map(|v| left(v).powi(2)).sum()
+    }
+
+    fn found(bits: u32, groups: &[Vec<f32>]) -> f64 {
+        let sixteen = |groups: &[Vec<f32>]| -> f64 {
+            let lane = |i: usize| Lanes(std::array::from_fn(|l| groups[l][i]));
+            let fit = fit(bits, false, &(0..128).map(lane).collect::<Vec<_>>(), None);
+            groups.iter().zip(fit.scale).map(|(x, d)| error(bits, x, f64::from(f16_to_f32(d)))).sum()
+        };
+        groups.chunks(LANES).map(sixteen).sum()
+    }
+
+    fn largest(x: &[f32]) -> f64 {
+        f64::from(x.iter().fold(0.0f32, |m, v| m.max(v.abs())))
+    }
+
+    #[test]
+    fn few_trials_come_near_exhaustive_search() {
+        let groups = &groups()[..256];
+        for bits in [2, 3, 4, 5] {
+            let half = f64::from(1u32 << (bits - 1));
+            let exhaustive = |x: &Vec<f32>| {
+                let scales = (0..1000).map(|i| largest(x) / half / (0.5 + 0.002 * f64::from(i)));
+                scales.flat_map(|d| [d, -d]).map(|d| error(bits, x, d)).fold(f64::INFINITY, f64::min)
+            };
+            let (found, best) = (found(bits, groups), groups.iter().map(exhaustive).sum::<f64>());
+            println!("{bits} bits: {:.3} % above the best", (found / best - 1.0) * 100.0);
+            assert!(found < best * 1.004, "{bits} bits: {found} instead of {best}");
+        }
+    }
+
+    #[test]
+    fn search_is_worth_bits_over_just_reaching_the_largest() {
+        let groups = &groups();
+        for (bits, expected) in [(2, 1.08), (3, 0.56), (4, 0.28)] {
+            let reaching = |x: &Vec<f32>| error(bits, x, largest(x) / (f64::from(1u32 << (bits - 1)) - 1.0));
+            let worth = 0.5 * (groups.iter().map(reaching).sum::<f64>() / found(bits, groups)).log2();
+            println!("{bits} bits: {worth:.3}");
+            assert!((worth - expected).abs() < 0.02, "{bits} bits: {worth} instead of {expected}");
+        }
+    }
+}
