@@ -170,7 +170,7 @@ pub fn run(
     Head::load(isa, weights)?.nll(windows, &stream, &|_, _| ())
 }
 
-/// Embedding and all layers: the stream that the head reads.
+/// Embedding and all layers: the stream that [`Head`] takes.
 ///
 /// # Errors
 /// As [`run`].

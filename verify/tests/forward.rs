@@ -248,6 +248,33 @@ fn an_observer_sees_the_inputs_of_every_product_in_the_order_of_tokens() {
 }
 
 #[test]
+fn experts_that_are_missing_or_out_of_order_are_refused() {
+    let model = open(&fixtures().join("random/olmoe"));
+    let windows = some_windows(model.spec().vocab);
+    let layer = LayerWeights::load(Isa::get(), &model, 0).unwrap();
+    let stream = forward::embed(&model, &windows).unwrap();
+    let pass = MoePass::begin(&layer, &stream).unwrap();
+    let output = |e: usize| {
+        let expert = Weights::expert(&model, 0, e).unwrap();
+        pass.run_expert(e, &layer.pack_expert(&expert).unwrap(), None).unwrap()
+    };
+    let with = |order: Vec<usize>| {
+        let mut sum = RoutedSum::new(&pass);
+        order.into_iter().for_each(|e| sum.add(&output(e)));
+        pass.finish(sum)
+    };
+    let n = layer.n_experts();
+    assert!(with((0..n).collect()).is_ok());
+    assert!(with((1..n).collect()).unwrap_err().what().contains("rows of experts were added"));
+    let error = with((0..n).rev().collect()).unwrap_err();
+    assert_eq!(error.what(), format!("expert {} was added after expert {}", n - 2, n - 1));
+    assert!(
+        pass.run_expert(n, &layer.pack_expert(&Weights::expert(&model, 0, 0).unwrap()).unwrap(), None)
+            .is_err()
+    );
+}
+
+#[test]
 fn the_consumer_of_logits_sees_each_scored_row_once() {
     let dir = fixtures().join("random/olmoe");
     let (model, golden) = (open(&dir), Golden::read(&dir));

@@ -73,51 +73,31 @@ impl Mla {
     ) -> &'s [f32] {
         let spec = &self.spec;
         let len = x.len() / self.o.n();
-        let (k_dim, kv_dim) = (spec.nope_dim + spec.rope_dim, spec.nope_dim + spec.v_dim);
+        let (n_heads, k_dim, v_dim) = (spec.n_heads, spec.nope_dim + spec.rope_dim, spec.v_dim);
         let Scratch { q, k, v, latent, heads, mixed, out, .. } = scratch;
-        let q = sized(q, len * spec.n_heads * k_dim); // [len, n_heads, nope_dim + rope_dim]
-        self.queries(isa, x, latent, q);
-        for (t, row) in q.chunks_exact_mut(spec.n_heads * k_dim).enumerate() {
-            for head in row.chunks_exact_mut(k_dim) {
-                table.rotate(t, &mut head[spec.nope_dim..], spec.rope_dim);
-                head.iter_mut().for_each(|v| *v *= spec.scale);
-            }
-        }
-        // The latent, normed, and the rotary key beside it.
-        let kv_a = sized(k, len * self.kv_a.n()); // [len, kv_lora + rope_dim]
-        self.kv_a.apply(isa, x, kv_a);
-        let latent = sized(latent, len * spec.kv_lora); // [len, kv_lora]
-        for (t, (row, latent)) in
-            kv_a.chunks_exact_mut(self.kv_a.n()).zip(latent.chunks_exact_mut(spec.kv_lora)).enumerate()
-        {
-            self.kv_a_norm.apply(isa, &row[..spec.kv_lora], latent);
-            table.rotate(t, &mut row[spec.kv_lora..], spec.rope_dim);
-        }
+        let q = sized(q, len * n_heads * k_dim); // [len, n_heads, nope_dim + rope_dim]
+        self.queries(isa, table, x, latent, q);
+        let rotary = sized(k, len * spec.rope_dim); // [len, rope_dim]
         let kv = sized(v, len * self.kv_b.n()); // [len, n_heads, nope_dim + v_dim]
-        self.kv_b.apply(isa, latent, kv);
-        let mixed = sized(mixed, len * spec.n_heads * spec.v_dim); // [len, n_heads, v_dim]
-        let (kv_a, kv) = (&*kv_a, &*kv);
+        self.keys_and_values(isa, table, x, latent, rotary, kv);
+        let (rotary, kv) = (&*rotary, &*kv);
         let pack = |head: usize, keys: &mut PackedWeights, values: &mut PackedWeights| {
-            let mut whole = vec![0.0; len * k_dim]; // [len, nope_dim + rope_dim]
-            for (t, key) in whole.chunks_exact_mut(k_dim).enumerate() {
-                let (nope, rope) = key.split_at_mut(spec.nope_dim);
-                nope.copy_from_slice(&kv[t * self.kv_b.n() + head * kv_dim..][..spec.nope_dim]);
-                rope.copy_from_slice(&kv_a[t * self.kv_a.n() + spec.kv_lora..][..spec.rope_dim]);
-            }
-            keys.repack(Rows { data: &whole, stride: k_dim }, len, k_dim);
-            let v = &kv[head * kv_dim + spec.nope_dim..];
-            values.repack_transposed(Rows { data: v, stride: self.kv_b.n() }, len, spec.v_dim);
+            let of_head = &kv[head * (spec.nope_dim + v_dim)..];
+            self.pack_keys(of_head, rotary, len, keys);
+            let v = Rows { data: &of_head[spec.nope_dim..], stride: self.kv_b.n() };
+            values.repack_transposed(v, len, v_dim);
         };
-        let n_heads = spec.n_heads;
-        let shape =
-            Heads { n_heads, n_kv_heads: n_heads, k_dim, v_dim: spec.v_dim, window: None, sinks: None };
+        let mixed = sized(mixed, len * n_heads * v_dim); // [len, n_heads, v_dim]
+        let shape = Heads { n_heads, n_kv_heads: n_heads, k_dim, v_dim, window: None, sinks: None };
         shape.mix(isa, q, pack, heads, mixed);
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, mixed, out);
         out
     }
 
-    fn queries(&self, isa: Isa, x: &[f32], latent: &mut Vec<f32>, q: &mut [f32]) {
+    /// Queries of all heads, rotated and scaled.
+    fn queries(&self, isa: Isa, table: &Table, x: &[f32], latent: &mut Vec<f32>, q: &mut [f32]) {
+        let spec = &self.spec;
         match &self.q {
             Query::Direct(linear) => linear.apply(isa, x, q),
             Query::Latent(down, norm, up) => {
@@ -128,5 +108,49 @@ impl Mla {
                 up.apply(isa, latent, q);
             }
         }
+        let k_dim = spec.nope_dim + spec.rope_dim;
+        for (t, row) in q.chunks_exact_mut(spec.n_heads * k_dim).enumerate() {
+            for head in row.chunks_exact_mut(k_dim) {
+                table.rotate(t, &mut head[spec.nope_dim..], spec.rope_dim);
+                head.iter_mut().for_each(|v| *v *= spec.scale);
+            }
+        }
+    }
+
+    /// Keys without position and values of all heads, and the rotary key that they share.
+    fn keys_and_values(
+        &self,
+        isa: Isa,
+        table: &Table,
+        x: &[f32],
+        latent: &mut Vec<f32>,
+        rotary: &mut [f32],
+        kv: &mut [f32],
+    ) {
+        let (lora, width) = (self.spec.kv_lora, self.kv_a.n());
+        let len = x.len() / self.o.n();
+        let mut kv_a = vec![0.0; len * width]; // [len, kv_lora + rope_dim]
+        self.kv_a.apply(isa, x, &mut kv_a);
+        let latent = sized(latent, len * lora); // [len, kv_lora]
+        for (t, (from, latent)) in kv_a.chunks_exact(width).zip(latent.chunks_exact_mut(lora)).enumerate() {
+            self.kv_a_norm.apply(isa, &from[..lora], latent);
+            let rotary = &mut rotary[t * self.spec.rope_dim..][..self.spec.rope_dim];
+            rotary.copy_from_slice(&from[lora..]);
+            table.rotate(t, rotary, self.spec.rope_dim);
+        }
+        self.kv_b.apply(isa, latent, kv);
+    }
+
+    /// Packs the keys of one head, `[len, nope_dim + rope_dim]`; `kv` begins at the head's part of the first row.
+    fn pack_keys(&self, kv: &[f32], rotary: &[f32], len: usize, keys: &mut PackedWeights) {
+        let Spec { nope_dim, rope_dim, .. } = self.spec;
+        let k_dim = nope_dim + rope_dim;
+        let mut whole = vec![0.0; len * k_dim]; // [len, nope_dim + rope_dim]
+        for (t, key) in whole.chunks_exact_mut(k_dim).enumerate() {
+            let (nope, rope) = key.split_at_mut(nope_dim);
+            nope.copy_from_slice(&kv[t * self.kv_b.n()..][..nope_dim]);
+            rope.copy_from_slice(&rotary[t * rope_dim..][..rope_dim]);
+        }
+        keys.repack(Rows { data: &whole, stride: k_dim }, len, k_dim);
     }
 }

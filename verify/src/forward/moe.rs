@@ -44,6 +44,10 @@ pub struct RoutedSum<'p> {
     pass: &'p MoePass<'p>,
     /// `[tokens, hidden]`
     sum: Vec<f32>,
+    /// One beyond the last expert added.
+    next: usize,
+    /// What was wrong with the order, or how many rows were added.
+    rows: Result<usize>,
 }
 
 impl<'a> MoePass<'a> {
@@ -139,8 +143,12 @@ impl<'a> MoePass<'a> {
     /// Adds the shared experts: what the whole MLP adds to the stream, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// None at present.
+    /// Experts were not added in ascending order, or one that has tokens was not added.
     pub fn finish(&self, sum: RoutedSum<'_>) -> Result<Vec<f32>> {
+        let (rows, due) = (sum.rows?, self.routing.experts.len());
+        if rows != due {
+            return Err(Error::bad_data(format!("{rows} rows of experts were added, but {due} are routed")));
+        }
         let mut sum = sum.sum;
         let Some(shared) = &self.moe.shared else { return Ok(sum) };
         let (isa, width) = (self.layer.isa, self.stream.width);
@@ -172,7 +180,7 @@ impl<'a> MoePass<'a> {
 impl<'p> RoutedSum<'p> {
     /// Nothing added yet.
     pub fn new(pass: &'p MoePass<'_>) -> RoutedSum<'p> {
-        RoutedSum { pass, sum: vec![0.0; pass.stream.hidden.len()] }
+        RoutedSum { pass, sum: vec![0.0; pass.stream.hidden.len()], next: 0, rows: Ok(0) }
     }
 
     /// Adds an expert's rows times the router's weights. Experts come in ascending order: then a token's sum is the
@@ -180,6 +188,14 @@ impl<'p> RoutedSum<'p> {
     pub fn add(&mut self, output: &ExpertOutput) {
         let width = self.pass.stream.width;
         let tokens = self.pass.routing.tokens_of(output.expert);
+        if output.expert < self.next && self.rows.is_ok() {
+            let what = format!("expert {} was added after expert {}", output.expert, self.next - 1);
+            self.rows = Err(Error::bad_data(what));
+        }
+        self.next = output.expert + 1;
+        if let Ok(rows) = &mut self.rows {
+            *rows += tokens.len();
+        }
         for (t, row) in tokens.iter().zip(output.rows.chunks_exact(width)) {
             let sum = &mut self.sum[t.token as usize * width..][..width];
             math::add_scaled(self.pass.layer.isa, sum, t.weight, row);
