@@ -16,6 +16,7 @@
 //! ```
 
 pub mod against;
+pub mod allocation;
 pub mod baseline;
 pub mod budget;
 pub mod calibration;

@@ -35,8 +35,10 @@ impl Progress {
     /// Progress towards `total_bytes` and `total_experts`; silent if `quiet`.
     pub fn new(label: &str, total_bytes: u64, total_experts: u64, quiet: bool) -> Progress {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::new(total_bytes);
-            let template = "{prefix} {wide_bar} {bytes}/{total_bytes} {msg} {bytes_per_sec} ETA {eta}";
+            // Where bytes say nothing, experts are the measure.
+            let bar = ProgressBar::new(if total_bytes > 0 { total_bytes } else { total_experts });
+            let bytes = "{prefix} {wide_bar} {bytes}/{total_bytes} {msg} {bytes_per_sec} ETA {eta}";
+            let template = if total_bytes > 0 { bytes } else { "{prefix} {wide_bar} {msg} ETA {eta}" };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
@@ -54,7 +56,7 @@ impl Progress {
         done.bytes += bytes;
         done.experts += experts;
         if let Some(bar) = &self.bar {
-            bar.set_position(done.bytes);
+            bar.set_position(if self.total_bytes > 0 { done.bytes } else { done.experts });
             bar.set_message(format!("{}/{} experts", done.experts, self.total_experts));
         } else if !self.quiet && done.last_line.elapsed() > PLAIN_INTERVAL {
             done.last_line = Instant::now();
@@ -71,11 +73,15 @@ impl Progress {
 
     fn line(&self, done: &Done) -> String {
         let seconds = done.started.elapsed().as_secs_f64();
+        let experts = format!("{}: {}/{} experts", self.label, done.experts, self.total_experts);
+        if self.total_bytes == 0 {
+            let left = self.total_experts.saturating_sub(done.experts) as f64 * seconds / done.experts.max(1) as f64;
+            return format!("{experts}, about {left:.0} s left");
+        }
         let rate = done.bytes as f64 / seconds.max(1e-9);
         let left = self.total_bytes.saturating_sub(done.bytes) as f64 / rate.max(1.0);
-        let (label, at, of) = (&self.label, human(done.bytes), human(self.total_bytes));
-        let experts = format!("{}/{} experts", done.experts, self.total_experts);
-        format!("{label}: {at} of {of}, {experts}, {}/s, about {left:.0} s left", human(rate as u64))
+        let (at, of, rate) = (human(done.bytes), human(self.total_bytes), human(rate as u64));
+        format!("{experts}, {at} of {of}, {rate}/s, about {left:.0} s left")
     }
 }
 

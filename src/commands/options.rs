@@ -8,6 +8,7 @@ use moepack_convert::{Model, OpenOptions};
 use moepack_format::{Error, Result};
 use moepack_quant::solve::solver;
 
+use crate::engine::allocation::{Limit, recipe_within};
 use crate::engine::sizes::Sizes;
 use crate::output::warn;
 use crate::recipe::{ALIGN_DEFAULT, Choices, Recipe};
@@ -41,6 +42,12 @@ pub struct RecipeArgs {
     /// One codec for all routed experts: native, bf16, int2..int8[-g32|-g64|-g128][-asym], mxfp4, nvfp4, fp8-block ...
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     pub codec: Option<String>,
+    /// Mean bits per weight of the routed experts; allocation chooses the codecs
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["codec", "recipe", "target_size"])]
+    pub bits: Option<f64>,
+    /// Bytes of the whole bundle, such as 96GiB; allocation chooses the codecs
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_arg, conflicts_with_all = ["codec", "recipe"])]
+    pub target_size: Option<u64>,
     /// Recipe file (TOML), as `plan -o` writes it
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -71,7 +78,7 @@ impl RecipeArgs {
     pub fn prepare(&self, model: &Model, calibrated: bool) -> Result<Prepared> {
         let recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
-            None => self.uniform(calibrated)?,
+            None => self.made(model, calibrated)?,
         };
         recipe.validate()?;
         let choices = Choices::new(&recipe, &moe_layers(model))?;
@@ -79,19 +86,30 @@ impl RecipeArgs {
         Ok(Prepared { recipe, choices, sizes })
     }
 
-    fn uniform(&self, calibrated: bool) -> Result<Recipe> {
+    /// A recipe from options alone.
+    fn made(&self, model: &Model, calibrated: bool) -> Result<Recipe> {
         let default = if calibrated { "weighted" } else { "rtn" };
         let solver_name = self.solver.as_deref().unwrap_or(default);
         if solver(solver_name)?.needs_stats() && !calibrated {
             return Err(Error::usage(format!("solver {solver_name} needs calibration"))
                 .hint("give --calibrate TEXT or --stats FILE"));
         }
+        let align = self.align.unwrap_or(ALIGN_DEFAULT);
+        let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
+        if let Some(limit) = limit {
+            return recipe_within(model, limit, solver_name, align);
+        }
         let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
         if codec != crate::recipe::NATIVE {
             moepack_quant::codec::codec(codec)?;
         }
-        Ok(Recipe::uniform(codec, solver_name, self.align.unwrap_or(ALIGN_DEFAULT)))
+        Ok(Recipe::uniform(codec, solver_name, align))
     }
+}
+
+fn bits(text: &str) -> std::result::Result<f64, String> {
+    let bits = text.parse::<f64>().ok().filter(|b| (0.1..=64.0).contains(b));
+    bits.ok_or_else(|| format!("{text:?} is no number of bits from 0.1 to 64"))
 }
 
 /// Layers with routed experts, and how many these are.

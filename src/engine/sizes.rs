@@ -8,8 +8,13 @@ use crate::recipe::{Choice, Choices, MATRICES, matrix_name};
 
 /// Alignment of planes inside a record.
 const PLANE_ALIGN: u64 = 256;
-/// Header bytes of one tensor, name, shape and offsets together.
-const HEADER_BYTES_A_TENSOR: u64 = 160;
+/// Header bytes that a bank reserves for a plane, and for everything else; a trunk takes less.
+const HEADER_BYTES_A_PLANE: u64 = 256;
+const HEADER_BYTES: u64 = 4096;
+/// Index bytes of an expert.
+const ROW_BYTES: u64 = 64;
+/// Manifest bytes, and those of a file, a layer, and an expert's usage count.
+const MANIFEST_BYTES: [u64; 4] = [4096, 400, 700, 24];
 
 /// Bytes of a whole bundle.
 #[derive(Clone, Debug, Default)]
@@ -18,8 +23,13 @@ pub struct Sizes {
     pub source_bytes: u64,
     /// Bytes of the trunk's tensors.
     pub trunk_bytes: u64,
+    /// Number of these tensors.
+    n_trunk_tensors: u64,
     /// Bytes of the side files.
     pub side_bytes: u64,
+    n_side_files: u64,
+    n_sources: u64,
+    align: u64,
     /// MoE layers, ascending.
     pub layers: Vec<LayerSizes>,
     /// Largest expert as released, in bytes.
@@ -66,9 +76,14 @@ impl Sizes {
     /// # Errors
     /// A matrix that its codec cannot hold; all of them are listed (kind `Plan`).
     pub fn of(model: &Model, choices: &Choices, align: u64) -> Result<Sizes> {
+        let side = model.side_files(&mut Vec::new())?;
         let mut sizes = Sizes {
+            align,
             trunk_bytes: model.trunk_tensors().iter().map(|t| t.bytes).sum(),
-            side_bytes: model.side_files(&mut Vec::new())?.iter().map(|f| f.bytes).sum(),
+            n_trunk_tensors: model.trunk_tensors().len() as u64,
+            side_bytes: side.iter().map(|f| f.bytes).sum(),
+            n_side_files: side.len() as u64,
+            n_sources: model.files().len() as u64,
             ..Sizes::default()
         };
         let mut impossible = Vec::new();
@@ -149,15 +164,24 @@ impl Sizes {
         self.layers.iter().map(|l| l.payload_bytes).sum()
     }
 
-    /// Bytes of the bundle; headers are estimated.
+    /// Bytes of the bundle, the manifest too; headers and manifest are what they are at most.
     pub fn bundle_bytes(&self) -> u64 {
-        let headers: u64 = self.layers.iter().map(|l| l.n_planes as u64 * HEADER_BYTES_A_TENSOR).sum();
-        let records: u64 = self.layers.iter().map(|l| l.record_bytes).sum();
-        self.trunk_bytes + self.side_bytes + records + headers
+        let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
+        let trunk = self.trunk_bytes + self.n_trunk_tensors * (HEADER_BYTES_A_PLANE + PLANE_ALIGN) + HEADER_BYTES;
+        let n_files = self.layers.len() as u64 + self.n_side_files + self.n_sources + 1;
+        let counts = [1, n_files, self.layers.len() as u64, self.n_experts()];
+        let manifest: u64 = counts.iter().zip(MANIFEST_BYTES).map(|(n, bytes)| n * bytes).sum();
+        banks + trunk + self.side_bytes + manifest
     }
 }
 
 impl LayerSizes {
+    fn bank_bytes(&self, align: u64) -> u64 {
+        let header = HEADER_BYTES + self.n_planes as u64 * HEADER_BYTES_A_PLANE;
+        let index = self.n_experts as u64 * ROW_BYTES;
+        header.next_multiple_of(align) + align + index.next_multiple_of(align) + self.record_bytes
+    }
+
     fn add(&mut self, part: Part, codec: &str, weights: u64, bytes: u64) {
         if let Some(sizes) = self.parts.iter_mut().find(|p| p.part == part) {
             match sizes.codec.as_str() {

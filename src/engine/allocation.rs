@@ -1,0 +1,165 @@
+//! From a budget to a recipe: each projection of each layer gets the codec that loses least, within the bytes.
+//!
+//! What a codec loses on a projection is measured on a sample of its own weights: rows of a few experts, coded by
+//! round-to-nearest, relative squared error. The drift of a model grows in proportion to that error, so the sum that is
+//! minimised is the relative error times the weights it concerns.
+
+use moepack_convert::Model;
+use moepack_convert::spec::{Mlp, Part};
+use moepack_format::{Error, Result};
+use moepack_quant::allocate::{Alternative, allocate};
+use moepack_quant::codec::codec;
+use moepack_quant::{CodecRef, Isa, Matrix};
+use moepack_verify::drift::SquareSums;
+use rayon::prelude::*;
+
+use crate::engine::sizes::Sizes;
+use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA};
+
+/// What allocation may choose from, all of which every matrix can hold.
+const CODECS: &[&str] = &[
+    "int2-g128", "int2-g64", "int2-g32", "int3-g128", "int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32",
+    "int5-g64", "int5-g32", "int6-g64", "int6-g32", "int8-g64", "int8-g32",
+];
+/// Rows of one expert that are tried.
+const SAMPLE_ROWS: usize = 64;
+/// Experts of a layer that are tried.
+const SAMPLE_EXPERTS: usize = 3;
+
+/// What a bundle may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// Mean bits per weight of the routed experts, padding not counted.
+    Bits(f64),
+    /// Every byte of the bundle.
+    BundleBytes(u64),
+}
+
+/// One projection of one layer.
+struct Item {
+    layer: usize,
+    part: Part,
+    alternatives: Vec<Alternative>,
+}
+
+/// The recipe that loses least within the limit.
+///
+/// # Errors
+/// A limit that cannot be met (kind `Plan`, with the smallest possible); weights that cannot be read.
+pub fn recipe_within(model: &Model, limit: Limit, solver: &str, align: u64) -> Result<Recipe> {
+    let codecs = CODECS.iter().map(|name| codec(name)).collect::<Result<Vec<_>>>()?;
+    let items = items(model, &codecs)?;
+    let choose = |payload_bytes: u64| {
+        let alternatives: Vec<Vec<Alternative>> = items.iter().map(|i| i.alternatives.clone()).collect();
+        allocate(&alternatives, payload_bytes).map(|chosen| recipe(&items, &chosen, solver, align))
+    };
+    match limit {
+        Limit::Bits(bits) => {
+            let weights = crate::engine::writer::expert_weights(model);
+            choose((bits * weights as f64 / 8.0) as u64)
+                .map_err(|e| Error::plan(format!("--bits {bits} cannot be met: {}", e.what())))
+        }
+        Limit::BundleBytes(bytes) => within_bundle(model, bytes, choose),
+    }
+}
+
+/// Padding and headers depend on what is chosen, so the payload's budget is found by trying: it grows by what is left
+/// over until the bundle would be too large.
+fn within_bundle(model: &Model, bytes: u64, choose: impl Fn(u64) -> Result<Recipe>) -> Result<Recipe> {
+    const ROUNDS: usize = 40;
+    let size = |recipe: &Recipe| -> Result<(u64, u64)> {
+        let choices = Choices::new(recipe, &crate::commands::options::moe_layers(model))?;
+        let sizes = Sizes::of(model, &choices, recipe.align)?;
+        Ok((sizes.bundle_bytes(), sizes.payload_bytes()))
+    };
+    let (mut low, mut high) = (0, bytes);
+    let mut best = None;
+    for _ in 0..ROUNDS {
+        let budget = low + (high - low) / 2;
+        // A budget below the smallest possible payload says how large that is.
+        let fits = match choose(budget) {
+            Err(_) => true,
+            Ok(recipe) => {
+                let fits = size(&recipe)?.0 <= bytes;
+                if fits {
+                    best = Some(recipe);
+                }
+                fits
+            }
+        };
+        if fits { low = budget } else { high = budget }
+        if high - low < 256 {
+            break;
+        }
+    }
+    best.ok_or_else(|| {
+        let least = choose(u64::MAX / 2).and_then(|r| size(&r)).map_or(0, |(all, payload)| all - payload);
+        Error::plan(format!("--target-size {bytes} cannot be met: all but the experts takes {least} bytes"))
+            .hint("nothing but routed experts is quantized; see `moepack plan --codec int2-g128` for the smallest bundle")
+    })
+}
+
+fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe {
+    let rule = |(item, &choice): (&Item, &usize)| {
+        let alternative = item.alternatives.get(choice);
+        Rule {
+            tensor: format!("layers.{}.experts.*.{}", item.layer, item.part.name()),
+            codec: CODECS.get(choice).copied().unwrap_or_default().to_owned(),
+            bytes: alternative.map(|a| a.bytes),
+            expected_loss: alternative.map(|a| a.loss),
+        }
+    };
+    Recipe { schema: SCHEMA, solver: solver.to_owned(), align, rules: items.iter().zip(chosen).map(rule).collect() }
+}
+
+fn items(model: &Model, codecs: &[CodecRef]) -> Result<Vec<Item>> {
+    let layers: Vec<_> = model.spec().layers.iter().enumerate().collect();
+    let moe = |&(layer, spec): &(usize, _)| {
+        let spec: &moepack_convert::spec::LayerSpec = spec;
+        if let Mlp::Moe(moe) = &spec.mlp { Some((layer, moe.n_experts)) } else { None }
+    };
+    let places: Vec<_> = layers.iter().filter_map(moe).flat_map(|l| MATRICES.map(|part| (l, part))).collect();
+    places.into_par_iter().map(|((layer, n), part)| item(model, codecs, layer, n, part)).collect()
+}
+
+fn item(model: &Model, codecs: &[CodecRef], layer: usize, n_experts: usize, part: Part) -> Result<Item> {
+    let mut sums = vec![SquareSums::default(); codecs.len()];
+    let (mut rows, mut cols) = (0, 0);
+    for expert in sampled(n_experts) {
+        let coded = model.expert(layer, expert)?;
+        let stored = coded.part(part).ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))?;
+        (rows, cols) = (stored.rows, stored.cols);
+        let w = stored.decode(Isa::get())?;
+        let n_rows = rows.min(SAMPLE_ROWS);
+        let sample = Matrix { rows: n_rows, cols, data: w.get(..n_rows * cols).unwrap_or_default() };
+        for (sums, codec) in sums.iter_mut().zip(codecs) {
+            sums.add(&loss(codec, sample)?);
+        }
+    }
+    let weights = (rows * cols * n_experts) as f64;
+    let alternative = |(sums, codec): (&SquareSums, &CodecRef)| {
+        let mut bytes = 0;
+        for plane in codec.planes(rows, cols)? {
+            bytes += plane.bytes()? * n_experts as u64;
+        }
+        let relative = if sums.reference > 0.0 { sums.difference / sums.reference } else { 0.0 };
+        Ok(Alternative { bytes, loss: relative * weights })
+    };
+    let alternatives = sums.iter().zip(codecs).map(alternative).collect::<Result<_>>()?;
+    Ok(Item { layer, part, alternatives })
+}
+
+fn loss(codec: &CodecRef, sample: Matrix<'_>) -> Result<SquareSums> {
+    let isa = Isa::get();
+    let planes = codec.encode(isa, sample, None)?;
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    let mut decoded = vec![0.0; sample.data.len()];
+    codec.decode(isa, &planes, sample.rows, sample.cols, 0, &mut decoded)?;
+    Ok(SquareSums::of(isa, sample.data, &decoded))
+}
+
+/// A few experts, spread over the layer.
+fn sampled(n_experts: usize) -> impl Iterator<Item = usize> {
+    let n = n_experts.min(SAMPLE_EXPERTS);
+    (0..n).map(move |i| i * n_experts / n.max(1))
+}
