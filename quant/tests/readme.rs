@@ -24,9 +24,18 @@ fn the_table_of_codecs_is_what_the_example_prints() {
         };
         assert_eq!(bpw, format!("{:.3}", row.bpw), "bpw of {}", row.name);
         let found = mse.parse::<f64>().unwrap();
-        assert!((found / row.mse - 1.0).abs() < 0.006, "relative MSE of {}: {found:e}, measured {:e}", row.name, row.mse);
+        assert!(
+            (found / row.mse - 1.0).abs() < 0.006,
+            "relative MSE of {}: {found:e}, measured {:e}",
+            row.name,
+            row.mse
+        );
         let expected = row.bpw + 0.5 * row.mse.log2();
-        assert!((gap.parse::<f64>().unwrap() - expected).abs() < 0.002, "gap of {}: {gap}, {expected:.3}", row.name);
+        assert!(
+            (gap.parse::<f64>().unwrap() - expected).abs() < 0.002,
+            "gap of {}: {gap}, {expected:.3}",
+            row.name
+        );
     }
 }
 
