@@ -16,8 +16,8 @@
 //!  value = level × 2^(scale − 127)
 //! ```
 //!
-//! The scale is the one of four with the least squared error: the power of two that the standard's rule takes, its
-//! neighbours, and the next but one above. Levels are rounded to nearest, ties to even, and saturate at 6.
+//! The scale is the one of three with the least squared error: the power of two that the standard's rule takes and its
+//! neighbours. Levels are rounded to nearest, ties to even, and saturate at 6.
 //!
 //! - Zero keeps its sign; a group of zeros has scale 2^0 and levels 0.
 //! - NaN, infinity and magnitudes above 2^127 are refused when encoding. Scale 255 makes its group decode to NaN.
