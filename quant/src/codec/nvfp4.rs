@@ -24,7 +24,7 @@
 //! - Zero keeps its sign. A group of zeros has scale 0; a matrix of zeros global scale 1.
 //! - NaN, infinity and magnitudes above 2^127 are refused when encoding. A NaN scale makes its group decode to NaN,
 //!   and so does a global scale that is NaN or infinite.
-//! - Weights below 3e-7 of the matrix's largest become zero, since E4M3 ends at 2^-9; groups below 1e-4 of it have
+//! - Weights below 3e-7 of the matrix's largest become zero, since E4M3 ends at 2^-9; groups below 6e-5 of it have
 //!   coarser scales.
 //!
 //! 4.5 bits per weight, and 32 bits a matrix.
