@@ -3,8 +3,8 @@
 
 pub mod baseline;
 pub mod drift;
+pub mod forward;
 pub mod gates;
 pub mod report;
-pub mod forward;
 pub mod text;
 pub mod tokens;

@@ -212,7 +212,7 @@ impl DriftReport {
             ("top-1 agreement", e(self.top1_agreement, self.top1_agreement_ci), percent),
             ("perplexity reference", e(self.perplexity_reference, self.perplexity_reference_ci), number),
             ("perplexity bundle", e(self.perplexity_bundle, self.perplexity_bundle_ci), number),
-            ("perplexity ratio", e(self.perplexity_ratio, self.perplexity_ratio_ci), number),
+            ("perplexity ratio", e(self.perplexity_ratio, self.perplexity_ratio_ci), ratio),
         ]
     }
 
@@ -303,6 +303,11 @@ pub fn number(x: f64) -> String {
             format!("{x:.*}", usize::try_from(3 - magnitude).unwrap_or(0))
         }
     }
+}
+
+/// A ratio near 1, for people.
+fn ratio(x: f64) -> String {
+    format!("{x:.5}")
 }
 
 /// A share as a percentage of up to three decimals, for people. Only all is 100 %, only nothing is 0 %.
@@ -406,7 +411,7 @@ KLD max, nats         0.005127  0.005127 … 0.005127
 top-1 agreement         87.5 %  59.931 % … 97.038 %
 perplexity reference     11.44  11.44 … 11.44
 perplexity bundle        13.80  10.68 … 17.85
-perplexity ratio         1.206  0.9331 … 1.559
+perplexity ratio       1.20623  0.93306 … 1.55937
 
 layer  rel. error  routing overlap
     0    0.001000            dense
