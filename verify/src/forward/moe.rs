@@ -180,7 +180,10 @@ impl<'a> MoePass<'a> {
 impl<'p> RoutedSum<'p> {
     /// Nothing added yet.
     pub fn new(pass: &'p MoePass<'_>) -> RoutedSum<'p> {
-        RoutedSum { pass, sum: vec![0.0; pass.stream.hidden.len()], next: 0, rows: Ok(0) }
+        let mut sum = vec![0.0; pass.stream.hidden.len()];
+        // Touched in order and by all threads: pages that come row by row come twice, first to be read.
+        sum.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
+        RoutedSum { pass, sum, next: 0, rows: Ok(0) }
     }
 
     /// Adds an expert's rows times the router's weights. Experts come in ascending order: then a token's sum is the
