@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use moepack_format::{Dtype, Result};
 
 use crate::checkpoint::{Checkpoint, SourceTensor};
-use crate::describe;
+use crate::dims;
 use crate::encoding::BlockSize;
 use crate::family::{ExpertLayout, Family, Mtp, Piece, Rule};
 use crate::names::{self, Meaning, Names};
@@ -151,6 +151,7 @@ impl Catalog {
 /// One claim a tensor, in the order of [`Checkpoint::tensors`].
 struct Claims<'a> {
     source: Source<'a>,
+    names: Names,
     claims: Vec<Claim>,
     /// For scales, the place of their weight; for weights, that of their scales.
     partners: Vec<u32>,
@@ -163,9 +164,9 @@ struct Claims<'a> {
 impl<'a> Claims<'a> {
     fn of(source: Source<'a>) -> Claims<'a> {
         let tensors = source.checkpoint.tensors();
-        let names = Names::of(source.family);
         let mut this = Claims {
             source,
+            names: Names::of(source.family),
             claims: Vec::with_capacity(tensors.len()),
             partners: vec![NONE; tensors.len()],
             is_scale: vec![false; tensors.len()],
@@ -173,10 +174,10 @@ impl<'a> Claims<'a> {
         };
         for (i, tensor) in tensors.iter().enumerate() {
             let Some(weight) = names::scaled(&tensor.name) else {
-                this.claims.push(this.claim(&names, &tensor.name));
+                this.claims.push(this.claim(&tensor.name));
                 continue;
             };
-            this.claims.push(this.claim(&names, &weight));
+            this.claims.push(this.claim(&weight));
             match source.checkpoint.find(&weight) {
                 Some(w) => this.pair(i, w),
                 None => this.orphans.push(index(i)),
@@ -197,23 +198,23 @@ impl<'a> Claims<'a> {
     }
 
     /// What the name says.
-    fn claim(&self, names: &Names, name: &str) -> Claim {
+    fn claim(&self, name: &str) -> Claim {
         let Source { family, spec, .. } = self.source;
         if let Some((_, why)) = family.left_out.iter().find(|(ending, _)| name.ends_with(ending)) {
             return Claim::LeftOut(why);
         }
-        let in_layer = names.layer_of(name);
+        let in_layer = self.names.layer_of(name);
         if let Some((layer, _)) = in_layer.filter(|(l, _)| *l >= spec.layers.len()) {
             return match family.mtp {
                 Mtp::ExtraLayers { .. } => Claim::Carried(layer),
                 Mtp::None => Claim::Unclaimed("config.json has fewer layers"),
             };
         }
-        let Some(place) = names.find(name) else { return Claim::Unclaimed("") };
+        let Some(place) = self.names.find(name) else { return Claim::Unclaimed("") };
         let layer = place.layer.and_then(|l| spec.layers.get(l));
         match (place.meaning, layer) {
             (Meaning::Trunk(rule), None) => Claim::Trunk(rule, None),
-            (Meaning::Trunk(rule), Some(spec)) if describe::has(spec, rule.role) => {
+            (Meaning::Trunk(rule), Some(spec)) if dims::has(spec, rule.role) => {
                 Claim::Trunk(rule, place.layer)
             }
             (Meaning::Trunk(_), Some(_)) => {

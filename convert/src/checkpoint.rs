@@ -180,7 +180,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::read`].
     pub fn bytes(&self, tensor: &SourceTensor) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; length(tensor)?];
+        let mut bytes = zeroed(length(tensor)?).map_err(|e| e.in_tensor(&*tensor.name))?;
         self.read(tensor, 0, &mut bytes)?;
         Ok(bytes)
     }
@@ -277,6 +277,17 @@ pub(crate) fn length(tensor: &SourceTensor) -> Result<usize> {
     usize::try_from(tensor.bytes()).map_err(|_| {
         Error::bad_data(format!("{} bytes do not fit memory", tensor.bytes())).in_tensor(&*tensor.name)
     })
+}
+
+/// Memory for `n` values. A sparse file may truly be as long as its header says, and still no memory holds it.
+pub(crate) fn zeroed<T: Clone + Default>(n: usize) -> Result<Vec<T>> {
+    const TRIED_BYTES: usize = 256 << 20;
+    let bytes = n.saturating_mul(size_of::<T>());
+    if bytes > TRIED_BYTES && Vec::<T>::new().try_reserve_exact(n).is_err() {
+        return Err(Error::plan(format!("{bytes} bytes of memory are not to be had"))
+            .hint("use a machine with more memory, if this size is what the release has"));
+    }
+    Ok(vec![T::default(); n])
 }
 
 fn located(info: TensorInfo, file: u32) -> SourceTensor {

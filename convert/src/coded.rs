@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use moepack_format::{Error, Result};
 use moepack_quant::{CodecRef, Isa, Planes};
 
+use crate::checkpoint::zeroed;
 use crate::spec::Part;
 use crate::tensor::Expert;
 
@@ -49,7 +50,7 @@ impl CodedPart {
     /// Planes that do not fit the codec; NaN or infinity among the numbers, with their count and the first place.
     pub fn decode(&self, isa: Isa) -> Result<Vec<f32>> {
         let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
-        let mut out = vec![0.0; self.rows * self.cols];
+        let mut out = zeroed(self.rows.saturating_mul(self.cols)).map_err(|e| self.source.locate(e))?;
         self.codec
             .decode(isa, &planes, self.rows, self.cols, 0, &mut out)
             .and_then(|()| check_finite(isa, &out, self.cols))

@@ -72,8 +72,6 @@ pub enum Fixed {
     Text(&'static str),
     /// This integer.
     Int(i64),
-    /// This boolean.
-    Flag(bool),
 }
 
 /// Whether something is there.

@@ -127,8 +127,7 @@ impl Config {
         let expected = format!("a list of {len} strings");
         let items = value.as_array().filter(|a| a.len() == len);
         let items = items.ok_or_else(|| self.bad(key, value, &expected))?;
-        let one = |v: &'_ Value| v.as_str().is_some();
-        match items.iter().find(|v| !one(v)) {
+        match items.iter().find(|v| !v.is_string()) {
             Some(odd) => Err(self.bad(key, odd, &expected)),
             None => Ok(Some(items.iter().filter_map(Value::as_str).collect())),
         }

@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod checkpoint;
 pub mod coded;
 pub mod describe;
+pub mod dims;
 pub mod encoding;
 pub mod family;
 pub mod hparams;

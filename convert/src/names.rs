@@ -47,7 +47,7 @@ impl Names {
     pub fn of(family: &'static Family) -> Names {
         let mut templates = BTreeMap::new();
         for rule in family.rules.iter().copied().flatten() {
-            let name = match crate::describe::has_global(rule.role) {
+            let name = match crate::dims::has_global(rule.role) {
                 true => rule.name.to_owned(),
                 false => format!("{}{}", family.layer_prefix, rule.name),
             };

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use moepack_format::{Error, Result};
+use moepack_format::{Dtype, Error, Result};
 
 use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::{SourceTensor, listed};
-use crate::describe;
+use crate::dims;
 use crate::encoding::{encoding, is_blocks, stored_shape};
 use crate::family::{ExpertLayout, Holds, Mtp, Piece};
 use crate::limits::LISTED_MAX;
@@ -27,9 +27,8 @@ impl Claims<'_> {
     /// The layers of the tensors are those of config.json; MTP layers come after them and are marked as such.
     pub(super) fn check_layers(&self) -> Result<()> {
         let n_layers = self.source.spec.layers.len();
-        let names = names::Names::of(self.source.family);
         let seen: BTreeSet<usize> =
-            self.each().filter_map(|(_, _, t)| names.layer_of(&t.name)).map(|(l, _)| l).collect();
+            self.each().filter_map(|(_, _, t)| self.names.layer_of(&t.name)).map(|(l, _)| l).collect();
         let is_mtp = |l: usize| match self.source.family.mtp {
             Mtp::ExtraLayers { mark } => {
                 let name = format!("{}{mark}", self.source.family.layer_prefix);
@@ -64,17 +63,16 @@ impl Claims<'_> {
     pub(super) fn check_shapes(&self) -> Result<()> {
         let mut rows = Vec::new();
         let mut n_wrong = 0;
-        for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
+        for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let expected = match claim {
                 Claim::Trunk(rule, layer) => {
-                    let dims = rule.shape.iter().map(|&d| describe::dim(self.source.spec, layer, d));
+                    let dims = rule.shape.iter().map(|&d| dims::dim(self.source.spec, layer, d));
                     dims.collect::<Option<Vec<u64>>>()
                 }
                 Claim::Expert { piece, layer, .. } => self.expert_shape(piece, layer, &t.name),
                 _ => continue,
             };
             let Some(expected) = expected.filter(|e| **e != *t.shape) else { continue };
-            let _ = at;
             n_wrong += 1;
             if rows.len() < LISTED_MAX {
                 rows.push((t.name.to_string(), format!("{expected:?}"), format!("{:?}", t.shape)));
@@ -159,7 +157,7 @@ impl Claims<'_> {
     pub(super) fn check_missing(&self, catalog: &Catalog) -> Result<()> {
         let mut missing = Vec::new();
         for rule in self.source.family.rules.iter().copied().flatten() {
-            if describe::has_global(rule.role) {
+            if dims::has_global(rule.role) {
                 let tied = rule.role == Role::LmHead && self.source.head_may_be_tied;
                 if !tied && catalog.find(None, rule.role).is_none() {
                     missing.push(rule.name.to_owned());
@@ -167,7 +165,7 @@ impl Claims<'_> {
                 continue;
             }
             for (l, spec) in self.source.spec.layers.iter().enumerate() {
-                if describe::has(spec, rule.role) && catalog.find(Some(l), rule.role).is_none() {
+                if dims::has(spec, rule.role) && catalog.find(Some(l), rule.role).is_none() {
                     missing.push(self.full_name(rule.name, l, 0));
                 }
             }
@@ -215,6 +213,10 @@ impl Claims<'_> {
             let checked = match claim {
                 Claim::Trunk(..) => encoding(t, scales, None, matrix(t), self.source.fp8_block).map(|_| ()),
                 Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, t, scales),
+                // Copied as it is, but not without what gives the numbers their meaning.
+                Claim::Carried(_) if scales.is_some() || t.dtype == Dtype::F8E4m3 => {
+                    encoding(t, scales, None, matrix(t), self.source.fp8_block).map(|_| ())
+                }
                 _ => Ok(()),
             };
             checked.map_err(|e| e.in_file(self.source.checkpoint.path_of(t)))?;

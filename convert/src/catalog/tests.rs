@@ -221,3 +221,14 @@ fn experts_in_two_layouts_are_refused() {
     let says = "layer 0 has experts in more than one layout: stacked MXFP4 blocks and stacked, [in, out]";
     assert_eq!(model.refusal().what(), says);
 }
+
+#[test]
+fn carried_numbers_need_their_scales_too() {
+    let mut model = TestCheckpoint::deepseek();
+    let name = "model.layers.2.mlp.experts.3.up_proj.weight";
+    model.store_as_fp8(name);
+    model.remove(&format!("{name}_scale_inv"));
+    let e = model.refusal();
+    assert!(e.what().starts_with("packed numbers without their scales"), "{e}");
+    assert_eq!(e.tensor(), Some(name));
+}

@@ -300,6 +300,13 @@ fn a_source_that_changes_is_noticed() {
 }
 
 #[test]
+fn more_than_any_memory_is_refused() {
+    let e = zeroed::<u32>(1 << 60).unwrap_err();
+    assert_eq!((e.what(), e.kind()), ("4611686018427387904 bytes of memory are not to be had", Kind::Plan));
+    assert_eq!(zeroed::<u8>(3), Ok(vec![0; 3]));
+}
+
+#[test]
 fn side_files_travel_and_code_does_not() {
     let temp = tempfile::tempdir().unwrap();
     let dir = TestCheckpoint::qwen3().write(&temp.path().join("model"));

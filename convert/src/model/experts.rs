@@ -6,7 +6,7 @@ use moepack_quant::{CodecRef, Planes, codec};
 
 use super::{Model, to_usize};
 use crate::catalog::{LayerExperts, NONE, PieceTensors, piece_dims};
-use crate::checkpoint::SourceTensor;
+use crate::checkpoint::{SourceTensor, zeroed};
 use crate::coded::{CodedExpert, CodedPart, Origin};
 use crate::encoding::{check_scales, encoding};
 use crate::family::{Holds, Piece, Split};
@@ -185,7 +185,7 @@ impl Model {
     fn slice(&self, tensor: &SourceTensor, n: Option<u64>, which: usize) -> Result<Vec<u8>> {
         let Some(n) = n else { return self.checkpoint.bytes(tensor) };
         let bytes = tensor.bytes() / n.max(1);
-        let mut slice = vec![0; to_usize(bytes)?];
+        let mut slice = zeroed(to_usize(bytes)?).map_err(|e| e.in_tensor(&*tensor.name))?;
         self.checkpoint.read(tensor, bytes * which as u64, &mut slice)?;
         Ok(slice)
     }

@@ -334,6 +334,29 @@ fn a_config_that_is_not_there_is_missing() {
 }
 
 #[test]
+fn no_flipped_byte_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = TestCheckpoint::deepseek().write_shards(dir.path(), 2);
+    let mut n_refused = 0;
+    for name in ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"] {
+        let sound = std::fs::read(path.join(name)).unwrap();
+        for i in 0..400 {
+            let mut bytes = sound.clone();
+            let at = i * 7919 % bytes.len().min(6000);
+            bytes[at] ^= 1 << (i % 8);
+            std::fs::write(path.join(name), bytes).unwrap();
+            if let Err(e) = Model::open(&path, &OpenOptions::default()) {
+                assert!(matches!(e.kind().exit_code(), 65 | 66), "{name} byte {at}: {e}");
+                n_refused += 1;
+            }
+        }
+        std::fs::write(path.join(name), sound).unwrap();
+    }
+    assert!(n_refused > 600, "{n_refused} of 1200 were refused");
+    assert!(Model::open(&path, &OpenOptions::default()).is_ok());
+}
+
+#[test]
 fn many_threads_may_read() {
     let model = open_fixture("random/qwen3_moe_sharded");
     let expected = model.expert(1, 3).unwrap().decode(Isa::get()).unwrap();

@@ -7,7 +7,7 @@ use moepack_quant::Isa;
 
 use super::{Model, to_usize};
 use crate::catalog::{TrunkTensor, matrix};
-use crate::checkpoint::{SourceTensor, length};
+use crate::checkpoint::{SourceTensor, length, zeroed};
 use crate::coded::check_finite;
 use crate::encoding::{check_scales, encoding};
 use crate::spec::Role;
@@ -99,7 +99,7 @@ impl Model {
             if rows.start > rows.end || rows.end > n_rows {
                 return Err(Error::bad_data(format!("rows {rows:?} of a matrix of {n_rows} rows")));
             }
-            let mut out = vec![0.0; rows.len() * cols];
+            let mut out = zeroed(rows.len().saturating_mul(cols))?;
             match self.scales_of(tensor) {
                 Some(scales) => self.decode_scaled(tensor, scales, rows.start, &mut out)?,
                 None => self.decode_plain(tensor, [n_rows, cols], rows.start, &mut out)?,
