@@ -1,8 +1,8 @@
 //! The catalog: every tensor of a checkpoint claimed exactly once, or an error that says which are not.
 //!
-//! Built from names, dtypes and shapes alone. What comes out is complete (nothing that the model needs is missing),
-//! consistent (every shape is what config.json says) and total (no tensor is left over), so that whoever reads it need
-//! not ask again.
+//! Built from names, dtypes and shapes alone. What comes out is complete (nothing that the model needs is
+//! missing), consistent (every shape is what config.json says) and total (no tensor is left over), so that
+//! whoever reads it need not ask again.
 
 use std::collections::BTreeMap;
 

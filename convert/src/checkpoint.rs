@@ -1,7 +1,8 @@
 //! An upstream checkpoint: its weight files and every tensor in them, validated before anything else is read.
 //!
-//! Headers are the truth; an index is compared with them. What is merely odd becomes a warning, a value for the caller
-//! to print; what two readers could understand in two ways is refused. No tensor data is read here.
+//! Headers are the truth; an index is compared with them. What is merely odd becomes a warning, a value for
+//! the caller to print; what two readers could understand in two ways is refused. No tensor data is read
+//! here.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,8 +70,8 @@ impl SourceTensor {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `path`: a directory with config.json and safetensors files, or a Hugging Face cache
-    /// directory `models--org--name` (or a snapshot in it).
+    /// Opens the checkpoint in `path`: a directory with config.json and safetensors files, or a Hugging Face
+    /// cache directory `models--org--name` (or a snapshot in it).
     ///
     /// # Errors
     /// `Missing` if there are no weights or some are not there, `BadData` for whatever is wrong with them.
@@ -161,8 +162,8 @@ impl Checkpoint {
     /// Fills `buf` with a tensor's bytes from `offset`.
     ///
     /// # Errors
-    /// A range beyond the tensor, a file that changed since it was opened, or what the operating system says; all name
-    /// file and tensor.
+    /// A range beyond the tensor, a file that changed since it was opened, or what the operating system says;
+    /// all name file and tensor.
     pub fn read(&self, tensor: &SourceTensor, offset: u64, buf: &mut [u8]) -> Result<()> {
         let mut inner = || {
             let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= tensor.bytes());
@@ -279,7 +280,8 @@ pub(crate) fn length(tensor: &SourceTensor) -> Result<usize> {
     })
 }
 
-/// Memory for `n` values. A sparse file may truly be as long as its header says, and still no memory holds it.
+/// Memory for `n` values. A sparse file may truly be as long as its header says, and still no memory holds
+/// it.
 pub(crate) fn zeroed<T: Clone + Default>(n: usize) -> Result<Vec<T>> {
     const TRIED_BYTES: usize = 256 << 20;
     let bytes = n.saturating_mul(size_of::<T>());

@@ -47,7 +47,8 @@ impl CodedPart {
     /// The numbers, `[rows, cols]`.
     ///
     /// # Errors
-    /// Planes that do not fit the codec; NaN or infinity among the numbers, with their count and the first place.
+    /// Planes that do not fit the codec; NaN or infinity among the numbers, with their count and the first
+    /// place.
     pub fn decode(&self, isa: Isa) -> Result<Vec<f32>> {
         let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
         let mut out = zeroed(self.rows.saturating_mul(self.cols)).map_err(|e| self.source.locate(e))?;

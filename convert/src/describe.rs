@@ -1,7 +1,7 @@
 //! From a family and a config.json to the model's description.
 //!
-//! Every number is bounded before it is used. The rules that hold between numbers (heads divide into groups, no more
-//! experts chosen than there are …) are checked here too, because the forward pass relies on them.
+//! Every number is bounded before it is used. The rules that hold between numbers (heads divide into groups,
+//! no more experts chosen than there are …) are checked here too, because the forward pass relies on them.
 
 use moepack_format::Result;
 
@@ -20,8 +20,8 @@ use crate::spec::{
     Shared,
 };
 
-/// The model that config.json describes. `tied_head` is what config.json says; whether there is a head of its own is
-/// for the tensors to decide.
+/// The model that config.json describes. `tied_head` is what config.json says; whether there is a head of its
+/// own is for the tensors to decide.
 ///
 /// # Errors
 /// `BadData` for a missing key, a value out of range, or values that contradict each other.
@@ -152,7 +152,8 @@ fn mla(family: &Family, config: &Config, base: &Base) -> Result<Mla> {
     rotary_pairs(config, "qk_rope_head_dim", rope_dim)?;
     let pairing = if switch(config, adjacent)? { Pairing::Adjacent } else { Pairing::Half };
     let scaled = rope(config, family.rope, pairing, rope_dim, base.positions)?;
-    // A missing q_lora_rank would mean V3's 1536 to transformers, null means a direct projection: both are written.
+    // A missing q_lora_rank would mean V3's 1536 to transformers, null means a direct projection: both are
+    // written.
     let q_lora = config.uint_opt(&["q_lora_rank"], 1, RANK_MAX)?;
     if q_lora.is_none() && !config.mentions(&["q_lora_rank"]) {
         return Err(

@@ -1,6 +1,8 @@
-//! How a stored tensor's numbers are encoded, told from its name's ending, its dtype and the shape of its scales.
+//! How a stored tensor's numbers are encoded, told from its name's ending, its dtype and the shape of its
+//! scales.
 //!
-//! Never from the model's name: one release is FP8, the next of the same family is not, and one file may hold both.
+//! Never from the model's name: one release is FP8, the next of the same family is not, and one file may hold
+//! both.
 
 use std::sync::Arc;
 
@@ -41,10 +43,12 @@ pub fn is_blocks(name: &str) -> bool {
     name.ends_with(BLOCKS)
 }
 
-/// The encoding of a matrix of `rows` × `cols`, of which the tensor holds `n` along its first axis if `n` is given.
+/// The encoding of a matrix of `rows` × `cols`, of which the tensor holds `n` along its first axis if `n` is
+/// given.
 ///
 /// # Errors
-/// Scales missing, not belonging to such a tensor, or of the wrong shape; a dtype that needs more than is there.
+/// Scales missing, not belonging to such a tensor, or of the wrong shape; a dtype that needs more than is
+/// there.
 pub fn encoding(
     tensor: &SourceTensor,
     scales: Option<&SourceTensor>,
@@ -131,7 +135,8 @@ fn wrong_scales(scales: &SourceTensor, expected: &str) -> Error {
 
 /// Side of the blocks of which `n` cover `len`; the block at the edge may be smaller.
 ///
-/// Where config.json does not say it, several may fit (576 rows in 5 blocks: 116 … 143): 128 first, else a power of two.
+/// Where config.json does not say it, several may fit (576 rows in 5 blocks: 116 … 143): 128 first, else a
+/// power of two.
 fn side(len: u64, n: u64, said: Option<u64>) -> Option<usize> {
     let fits = |side: u64| side > 0 && len.div_ceil(side) == n;
     let found = match said {
@@ -144,8 +149,8 @@ fn side(len: u64, n: u64, said: Option<u64>) -> Option<usize> {
     usize::try_from(found?).ok()
 }
 
-/// Refuses scales that are no positive, finite, normal numbers: a block of numbers under such a scale means nothing.
-/// `bytes` are the scales from index `first` on.
+/// Refuses scales that are no positive, finite, normal numbers: a block of numbers under such a scale means
+/// nothing. `bytes` are the scales from index `first` on.
 ///
 /// # Errors
 /// `BadData` with tensor, index and value.

@@ -1,8 +1,8 @@
 //! What a model family is, as data, and the table of all of them.
 //!
-//! A family says which keys of config.json mean what (`describe.rs` turns that into a [`ModelSpec`]) and how tensors are
-//! called (`catalog.rs` claims them). It has no code of its own. A new family is one file with one constant, and one
-//! line in [`FAMILIES`]; what differs from another family is said with `..OTHER`.
+//! A family says which keys of config.json mean what (`describe.rs` turns that into a [`ModelSpec`]) and how
+//! tensors are called (`catalog.rs` claims them). It has no code of its own. A new family is one file with
+//! one constant, and one line in [`FAMILIES`]; what differs from another family is said with `..OTHER`.
 //!
 //! [`ModelSpec`]: crate::spec::ModelSpec
 
@@ -125,8 +125,8 @@ pub enum WindowRule {
     All,
     /// All, if `use_sliding_window` is true.
     IfUsed,
-    /// Those that `layer_types` calls `sliding_attention`; without the list every other layer, beginning with the
-    /// first.
+    /// Those that `layer_types` calls `sliding_attention`; without the list every other layer, beginning with
+    /// the first.
     LayerTypes {
         /// `sliding_window` where config.json has none.
         default: usize,

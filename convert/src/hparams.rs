@@ -1,7 +1,8 @@
 //! Typed, checked access to config.json: aliases, nested text_config, and a range for every number.
 //!
-//! Nothing is taken on trust: a value of the wrong type, below one or beyond its cap is refused here, so that what is
-//! made of it may be multiplied and allocated. A default is given only where transformers has one, by the caller.
+//! Nothing is taken on trust: a value of the wrong type, below one or beyond its cap is refused here, so that
+//! what is made of it may be multiplied and allocated. A default is given only where transformers has one, by
+//! the caller.
 
 use std::path::{Path, PathBuf};
 

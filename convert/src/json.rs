@@ -1,4 +1,5 @@
-//! Strict JSON: duplicate keys, deep nesting and endless documents are refused, which serde_json alone would take.
+//! Strict JSON: duplicate keys, deep nesting and endless documents are refused, which serde_json alone would
+//! take.
 
 use std::fmt;
 
@@ -11,8 +12,8 @@ use crate::limits::JSON_DEPTH_MAX;
 /// Parses one JSON document of at most `values_max` values.
 ///
 /// # Errors
-/// `BadData` for anything that is not one JSON document, for a key that stands twice in one object, for nesting beyond
-/// [`JSON_DEPTH_MAX`] and for too many values, with line and column.
+/// `BadData` for anything that is not one JSON document, for a key that stands twice in one object, for
+/// nesting beyond [`JSON_DEPTH_MAX`] and for too many values, with line and column.
 pub fn parse(bytes: &[u8], values_max: usize) -> Result<Value> {
     let mut left = values_max;
     let mut de = serde_json::Deserializer::from_slice(bytes);

@@ -1,7 +1,7 @@
 //! Moves between layouts: the same numbers in another order, never rounded. Each move has its inverse.
 //!
-//! They work on bytes, so that packed levels, scales and plain numbers move alike; an element is whatever the caller
-//! says it is. Lengths are checked, a slice that does not fit gives an error, not a panic.
+//! They work on bytes, so that packed levels, scales and plain numbers move alike; an element is whatever the
+//! caller says it is. Lengths are checked, a slice that does not fit gives an error, not a panic.
 
 use moepack_format::{Error, Result};
 
@@ -55,7 +55,8 @@ pub fn join_rows(a: &[u8], b: &[u8], row_bytes: usize, split: Split) -> Result<V
     }
 }
 
-/// `[rows, cols]` as `[cols, rows]`, elements of `element_bytes`. Its inverse is itself with rows and columns swapped.
+/// `[rows, cols]` as `[cols, rows]`, elements of `element_bytes`. Its inverse is itself with rows and columns
+/// swapped.
 ///
 /// # Errors
 /// A plane of another length.
@@ -85,8 +86,8 @@ impl Columns {
     }
 }
 
-/// Some columns of a `[rows, cols]` plane as the rows of a new one, `[columns.n, rows]`: what [`transpose`] and
-/// [`split_rows`] would give one after the other, in one pass.
+/// Some columns of a `[rows, cols]` plane as the rows of a new one, `[columns.n, rows]`: what [`transpose`]
+/// and [`split_rows`] would give one after the other, in one pass.
 ///
 /// # Errors
 /// A plane of another length, or columns beyond it.

@@ -1,8 +1,8 @@
 //! Foreign layouts in and out. A family is a declarative description, a table entry, not a copy of code.
 //!
-//! Reading goes from bytes to meaning: `checkpoint` opens and checks the files, `hparams` and `describe` turn config.json
-//! into a [`ModelSpec`], `catalog` claims every tensor by the rules of the `family`, and [`Model`] hands out trunk and
-//! experts. Nothing here computes with weights beyond decoding them.
+//! Reading goes from bytes to meaning: `checkpoint` opens and checks the files, `hparams` and `describe` turn
+//! config.json into a [`ModelSpec`], `catalog` claims every tensor by the rules of the `family`, and
+//! [`Model`] hands out trunk and experts. Nothing here computes with weights beyond decoding them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Caps on what a checkpoint may claim. Each is far beyond any published model and small enough that a hostile file
-//! cannot make us allocate or loop without end.
+//! Caps on what a checkpoint may claim. Each is far beyond any published model and small enough that a
+//! hostile file cannot make us allocate or loop without end.
 
 /// Bytes of a config.json; published ones stay under 100 kB, those with per-layer lists included.
 pub const CONFIG_BYTES_MAX: u64 = 4 << 20;

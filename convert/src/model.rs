@@ -1,7 +1,7 @@
 //! A model to read from: a checkpoint or a bundle behind one face.
 //!
-//! The trunk is handed out decoded, or raw for copying; experts one at a time in the codec they are stored in. Only the
-//! bytes asked for are read. Everything here may be called from many threads at once.
+//! The trunk is handed out decoded, or raw for copying; experts one at a time in the codec they are stored
+//! in. Only the bytes asked for are read. Everything here may be called from many threads at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -185,8 +185,8 @@ fn check_bundle(bundle: &Bundle, family: &Family, spec: &ModelSpec) -> Result<()
     }
 }
 
-/// Whether the head is the embedding. Where config.json ties them and both are there, they are tied if they are equal,
-/// which is what transformers does.
+/// Whether the head is the embedding. Where config.json ties them and both are there, they are tied if they
+/// are equal, which is what transformers does.
 fn is_tied(
     checkpoint: &Checkpoint,
     catalog: &Catalog,

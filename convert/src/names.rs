@@ -1,7 +1,7 @@
 //! From a tensor's name to what the family says it is.
 //!
-//! Templates hold `{L}` for the layer and `{E}` for the expert. A name is turned into its template by replacing its
-//! first two numbers, then looked up: each name costs one search, however many rules there are.
+//! Templates hold `{L}` for the layer and `{E}` for the expert. A name is turned into its template by
+//! replacing its first two numbers, then looked up: each name costs one search, however many rules there are.
 
 use std::collections::BTreeMap;
 

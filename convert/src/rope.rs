@@ -1,14 +1,15 @@
 //! Rotary frequencies, with the scaling rule of config.json worked in.
 //!
 //! The order of operations and the points where a value becomes f32 are those of transformers'
-//! `modeling_rope_utils.py` (5.23.0), so that frequencies agree to the last bit or two. Powers and logarithms are
-//! taken in f64 by the `libm` crate and rounded once.
+//! `modeling_rope_utils.py` (5.23.0), so that frequencies agree to the last bit or two. Powers and logarithms
+//! are taken in f64 by the `libm` crate and rounded once.
 //!
 //! ```text
 //! default   f_i = theta^(-2i/r),  i in 0 .. r/2
 //! linear    f_i / factor
 //! llama3    f_i for short waves, f_i / factor for long ones, a blend in between
-//! yarn      f_i · (1 - ramp_i) + f_i / factor · ramp_i;  ramp from 0 at dimension c(beta_fast) to 1 at c(beta_slow),
+//! yarn      f_i · (1 - ramp_i) + f_i / factor · ramp_i;
+//!           ramp from 0 at dimension c(beta_fast) to 1 at dimension c(beta_slow),
 //!           c(b) = r · ln(L / 2πb) / (2 ln theta), rounded outwards unless `truncate` is false;
 //!           cos and sin are multiplied by the attention factor
 //! ```
@@ -201,8 +202,8 @@ fn yarn(s: &Section<'_>, config: &Config, positions: usize) -> Result<Yarn> {
     Ok(yarn)
 }
 
-/// Llama 3.1's rule: waves longer than the old context / low_freq_factor are stretched by `factor`, those shorter than
-/// the old context / high_freq_factor are left alone.
+/// Llama 3.1's rule: waves longer than the old context / low_freq_factor are stretched by `factor`, those
+/// shorter than the old context / high_freq_factor are left alone.
 fn llama3(s: &Section<'_>, config: &Config, plain: &[f32], positions: usize) -> Result<Vec<f32>> {
     let original = original_positions(s, config, positions)? as f32;
     let factor = positive(s, "factor")? as f32;
@@ -242,8 +243,9 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Frequencies as bits, and the factor of cos and sin, of transformers 5.23.0 with torch 2.15: for a configuration
-    /// `c`, `f, a = ROPE_INIT_FUNCTIONS[c.rope_parameters["rope_type"]](c); f.view(torch.int32), a`.
+    /// Frequencies as bits, and the factor of cos and sin, of transformers 5.23.0 with torch 2.15: for a
+    /// configuration `c`, `f, a = ROPE_INIT_FUNCTIONS[c.rope_parameters["rope_type"]](c);
+    /// f.view(torch.int32), a`.
     struct Golden {
         name: &'static str,
         config: &'static str,
@@ -252,6 +254,14 @@ mod tests {
         amplitude: f64,
         inv_freq: &'static [u32],
     }
+
+    #[rustfmt::skip]
+    const GPT_OSS_FREQUENCIES: &[u32] = &[
+        0x3f800000, 0x3f306535, 0x3ef316a2, 0x3ea77faa, 0x3e66d3fa, 0x3e1f0cfd, 0x3ddb2f9f, 0x3d970764,
+        0x3d502194, 0x3d01ddd5, 0x3c9e646f, 0x3c3dec94, 0x3bdea840, 0x3b7cfe14, 0x3b093803, 0x3a89f778,
+        0x39ef543c, 0x390799b9, 0x3820adc6, 0x37dd6dfc, 0x37989328, 0x375242fa, 0x3710e12c, 0x36c7a82b,
+        0x3689928c, 0x363d9647, 0x3602a245, 0x35b40668, 0x35781728, 0x352af200, 0x34eb93eb, 0x34a252d3,
+    ];
 
     #[rustfmt::skip]
     const GOLDENS: &[Golden] = &[
@@ -285,24 +295,14 @@ mod tests {
             name: "gpt-oss: GptOssConfig(), the class's default",
             config: "{}",
             dim: 64, positions: 131_072, amplitude: 1.3465735902799727,
-            inv_freq: &[
-                0x3f800000, 0x3f306535, 0x3ef316a2, 0x3ea77faa, 0x3e66d3fa, 0x3e1f0cfd, 0x3ddb2f9f, 0x3d970764,
-                0x3d502194, 0x3d01ddd5, 0x3c9e646f, 0x3c3dec94, 0x3bdea840, 0x3b7cfe14, 0x3b093803, 0x3a89f778,
-                0x39ef543c, 0x390799b9, 0x3820adc6, 0x37dd6dfc, 0x37989328, 0x375242fa, 0x3710e12c, 0x36c7a82b,
-                0x3689928c, 0x363d9647, 0x3602a245, 0x35b40668, 0x35781728, 0x352af200, 0x34eb93eb, 0x34a252d3,
-            ],
+            inv_freq: GPT_OSS_FREQUENCIES,
         },
         Golden {
             name: "gpt-oss as released: rope_scaling beside rope_theta",
             config: r#"{"rope_theta": 150000, "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0,
                 "beta_slow": 1.0, "truncate": false, "original_max_position_embeddings": 4096}}"#,
             dim: 64, positions: 131_072, amplitude: 1.3465735902799727,
-            inv_freq: &[
-                0x3f800000, 0x3f306535, 0x3ef316a2, 0x3ea77faa, 0x3e66d3fa, 0x3e1f0cfd, 0x3ddb2f9f, 0x3d970764,
-                0x3d502194, 0x3d01ddd5, 0x3c9e646f, 0x3c3dec94, 0x3bdea840, 0x3b7cfe14, 0x3b093803, 0x3a89f778,
-                0x39ef543c, 0x390799b9, 0x3820adc6, 0x37dd6dfc, 0x37989328, 0x375242fa, 0x3710e12c, 0x36c7a82b,
-                0x3689928c, 0x363d9647, 0x3602a245, 0x35b40668, 0x35781728, 0x352af200, 0x34eb93eb, 0x34a252d3,
-            ],
+            inv_freq: GPT_OSS_FREQUENCIES,
         },
         Golden {
             name: "Qwen3MoeConfig(head_dim=24, rope_theta=1e6)",
@@ -362,8 +362,8 @@ mod tests {
 
     #[test]
     fn latent_attention_scales_its_logits() {
-        // yarn_apply_mscale({"rope_type": "yarn", "factor": 40, "mscale_all_dim": 1.0}, 192**-0.5) of transformers
-        // 5.23.0 is 0.1352337788608801.
+        // yarn_apply_mscale({"rope_type": "yarn", "factor": 40, "mscale_all_dim": 1.0}, 192**-0.5) of
+        // transformers 5.23.0 is 0.1352337788608801.
         let factor = scaled(GOLDENS[0].config, 64, 163_840).unwrap().logit_factor;
         assert!((factor / 192f64.sqrt() - 0.1352337788608801).abs() < 1e-15, "{factor}");
         // The same with factor 8, mscale_all_dim 0.8 and 20**-0.5.

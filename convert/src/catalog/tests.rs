@@ -1,4 +1,5 @@
-//! Tensors that are missing, left over, in the wrong place or of the wrong shape, each with its exact complaint.
+//! Tensors that are missing, left over, in the wrong place or of the wrong shape, each with its exact
+//! complaint.
 
 use moepack_format::Dtype;
 use serde_json::json;
@@ -78,19 +79,22 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         what: "more layers than config.json says",
-        says: "config.json and the tensors contradict each other:\n            config.json  tensors\n    layers  1            2",
+        says: "config.json and the tensors contradict each other:\n\
+               \x20           config.json  tensors\n    layers  1            2",
         of: TestCheckpoint::qwen3,
         make: |m| m.config["num_hidden_layers"] = json!(1),
     },
     Fault {
         what: "an extra layer that is no MTP layer",
-        says: "config.json and the tensors contradict each other:\n            config.json  tensors\n    layers  2            3",
+        says: "config.json and the tensors contradict each other:\n\
+               \x20           config.json  tensors\n    layers  2            3",
         of: TestCheckpoint::deepseek,
         make: |m| drop(m.remove("model.layers.2.eh_proj.weight")),
     },
     Fault {
         what: "fewer layers than config.json says",
-        says: "config.json and the tensors contradict each other:\n            config.json  tensors\n    layers  3            2",
+        says: "config.json and the tensors contradict each other:\n\
+               \x20           config.json  tensors\n    layers  3            2",
         of: TestCheckpoint::qwen3,
         make: |m| m.config["num_hidden_layers"] = json!(3),
     },

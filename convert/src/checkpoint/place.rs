@@ -1,8 +1,9 @@
 //! Where a checkpoint is, and which of its files may be read.
 //!
-//! Names come from strangers (an index, a directory). A name must be one plain component, and what it leads to must lie
-//! inside the checkpoint after every symlink is followed. In a Hugging Face cache the files of a snapshot are symlinks
-//! into `blobs/` of the same repository, so there the whole repository counts as inside.
+//! Names come from strangers (an index, a directory). A name must be one plain component, and what it leads
+//! to must lie inside the checkpoint after every symlink is followed. In a Hugging Face cache the files of a
+//! snapshot are symlinks into `blobs/` of the same repository, so there the whole repository counts as
+//! inside.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -43,7 +44,8 @@ impl Place {
     /// The path of a file in it.
     ///
     /// # Errors
-    /// `BadData` for a name that is no plain file name or leads out of the checkpoint, `Missing` if nothing is there.
+    /// `BadData` for a name that is no plain file name or leads out of the checkpoint, `Missing` if nothing
+    /// is there.
     pub fn resolve(&self, name: &str) -> Result<PathBuf> {
         check_name(name)?;
         let path = self.root.join(name);

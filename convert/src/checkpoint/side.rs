@@ -44,8 +44,8 @@ const NAMES: &[&str] = &[
 const BEGINNINGS: &[&str] = &["LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"];
 
 impl Place {
-    /// The files to copy, sorted by name. What is left behind because it is no regular file or too long is told in
-    /// `notes`.
+    /// The files to copy, sorted by name. What is left behind because it is no regular file or too long is
+    /// told in `notes`.
     ///
     /// # Errors
     /// A file that cannot be read, or a symlink out of the checkpoint.

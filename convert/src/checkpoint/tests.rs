@@ -27,7 +27,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         what: "both shards missing",
         exit: 66,
-        says: "2 of 2 weight files are missing:\n    model-00001-of-00002.safetensors\n    model-00002-of-00002.safetensors",
+        says: "2 of 2 weight files are missing:\n    model-00001-of-00002.safetensors\n    \
+               model-00002-of-00002.safetensors",
         file: "",
         make: |dir| {
             fs::remove_file(dir.join(FIRST)).unwrap();

@@ -1,5 +1,5 @@
-//! DeepSeek V3 and R1: latent attention, dense first layers, sigmoid router limited to groups of experts, shared
-//! experts, multi-token-prediction layers after the last one. Kimi K2 is the same class.
+//! DeepSeek V3 and R1: latent attention, dense first layers, sigmoid router limited to groups of experts,
+//! shared experts, multi-token-prediction layers after the last one. Kimi K2 is the same class.
 //! Source: transformers 5.23.0 `models/deepseek_v3`; released as DeepSeek-V3, -R1, -V3.1, Kimi-K2.
 
 use super::Dim::Experts;

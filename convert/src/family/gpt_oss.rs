@@ -1,5 +1,5 @@
-//! gpt-oss: biases everywhere, attention sinks, a window on every other layer, softmax over the chosen logits, clamped
-//! swish. Gate and up share one tensor, their output rows interleaved.
+//! gpt-oss: biases everywhere, attention sinks, a window on every other layer, softmax over the chosen
+//! logits, clamped swish. Gate and up share one tensor, their output rows interleaved.
 //! Source: transformers 5.23.0 `models/gpt_oss` and `integrations/mxfp4.py`; released as gpt-oss-20b and -120b.
 
 use super::Dim::{Experts, Heads, Hidden};

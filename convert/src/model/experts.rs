@@ -1,5 +1,5 @@
-//! The routed experts of a model: read from a checkpoint's tensors or a bundle's bank, turned into canonical orientation
-//! without rounding.
+//! The routed experts of a model: read from a checkpoint's tensors or a bundle's bank, turned into canonical
+//! orientation without rounding.
 
 use moepack_format::{Bundle, Error, Result};
 use moepack_quant::{CodecRef, Planes, codec};
@@ -40,8 +40,8 @@ struct Stored<'a> {
 }
 
 impl Model {
-    /// An expert in the codec it is stored in, in canonical orientation. From a checkpoint, only its own bytes are read;
-    /// from a bundle, its record in one read, checksum compared.
+    /// An expert in the codec it is stored in, in canonical orientation. From a checkpoint, only its own
+    /// bytes are read; from a bundle, its record in one read, checksum compared.
     ///
     /// # Errors
     /// No such expert; what cannot be read; scales that are no positive, finite, normal numbers.

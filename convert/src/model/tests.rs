@@ -191,9 +191,11 @@ fn scales_that_are_none_are_refused_where_they_are() {
 
 #[test]
 fn fp8_is_numbers_times_scales() {
-    // torch 2.15: with t = all tensors of both files, n = "model.layers.1.mlp.experts.3.down_proj.weight",
-    // s = t[n + "_scale_inv"], x = t[n].float() * s.repeat_interleave(128, 0)[:160].repeat_interleave(128, 1)[:, :64];
-    // x[0, :4], x[130, :4], x.double().abs().sum(). The same for "model.layers.0.self_attn.o_proj.weight".
+    // torch 2.15, with t = all tensors of both files:
+    //   n = "model.layers.1.mlp.experts.3.down_proj.weight"; s = t[n + "_scale_inv"]
+    //   x = t[n].float() * s.repeat_interleave(128, 0)[:160].repeat_interleave(128, 1)[:, :64]
+    //   x[0, :4], x[130, :4], x.double().abs().sum()
+    // and the same for "model.layers.0.self_attn.o_proj.weight".
     let model = open_fixture("random/deepseek_v3_fp8");
     let expert = model.expert(1, 3).unwrap();
     let part = expert.part(Part::Down).unwrap();
@@ -220,9 +222,12 @@ fn fp8_is_numbers_times_scales() {
 
 #[test]
 fn gpt_oss_blocks_are_the_matrices_of_transformers() {
-    // transformers 5.23.0: t = load_file("model.safetensors"), p = "model.layers.1.mlp.experts.", w =
-    // convert_moe_packed_tensors(t[p + "gate_up_proj_blocks"], t[p + "gate_up_proj_scales"], dtype=torch.float32)[2],
-    // which is [in, out]; w[:8, 10], w[:8, 11], w[-4:, 62]; the same for down_proj: [:8, 7]; and sums of magnitudes.
+    // transformers 5.23.0, integrations/mxfp4.py:
+    //   t = load_file("model.safetensors"); p = "model.layers.1.mlp.experts."
+    //   of = lambda n: convert_moe_packed_tensors(
+    //       t[p + n + "_blocks"], t[p + n + "_scales"], dtype=torch.float32)
+    //   w = of("gate_up_proj")[2], which is [in, out]; w[:8, 10], w[:8, 11], w[-4:, 62]
+    //   d = of("down_proj")[2]; d[:8, 7]; sums of magnitudes of w[:, 0::2], w[:, 1::2] and d
     let expert = open_fixture("random/gpt_oss_mxfp4").expert(1, 2).unwrap();
     assert!(expert.parts[..3].iter().all(|p| p.codec.name() == "mxfp4"));
     let got = expert.decode(Isa::get()).unwrap();
@@ -249,8 +254,9 @@ fn gpt_oss_blocks_are_the_matrices_of_transformers() {
 
 #[test]
 fn gpt_oss_as_transformers_saves_it_is_turned() {
-    // With t and p as above, of the decoded checkpoint: g = t[p + "gate_up_proj"][2], d = t[p + "down_proj"][2];
-    // g[:4, 10], g[:4, 11], d[:4, 7]; g[:, 0::2], g[:, 1::2] and d: sums of magnitudes in f64.
+    // With t and p as above, of the decoded checkpoint:
+    //   g = t[p + "gate_up_proj"][2]; g[:4, 10], g[:4, 11]; d = t[p + "down_proj"][2]; d[:4, 7]
+    //   sums of magnitudes of g[:, 0::2], g[:, 1::2] and d, in f64
     let expert = open_fixture("random/gpt_oss").expert(1, 2).unwrap();
     let shapes: Vec<_> = expert.parts.iter().map(|p| (p.part, p.rows, p.cols)).collect();
     let (inter, hidden) = (32, 64);
