@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Random reads of experts: `moepack bench` against fio with O_DIRECT on the same bank files, interleaved in one run.
 
-    python benches/peers/paging.py BUNDLE [--seconds 5] [--rounds 3] [--threads 1]
+    python benches/peers/paging.py BUNDLE [--reads 4000] [--seconds 3] [--rounds 5] [--threads 2]
 
 fio (Debian package `fio`) reads blocks of the record's size at random places, one synchronous reader a thread, past
 the page cache. Both speeds are GB/s of bytes read, 10^9.
@@ -18,9 +18,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--moepack", type=Path, default=MOEPACK)
-    parser.add_argument("--seconds", type=int, default=5, help="length of a fio run")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reads", type=int, default=4000, help="experts that moepack asks for")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a fio run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     manifest = json.loads((args.bundle / "manifest.json").read_text())
     layers = manifest["layers"]
@@ -28,7 +29,7 @@ def main():
     align = manifest["align"]
     block = (record + align - 1) // align * align
     banks = ":".join(str(args.bundle / layer["bank"]) for layer in layers)
-    ours = [args.moepack, "bench", args.bundle, "--json", "--threads", args.threads]
+    ours = [args.moepack, "bench", args.bundle, "--json", "--reads", args.reads, "--threads", args.threads]
     theirs = [
         "fio",
         "--name=experts",
@@ -53,7 +54,7 @@ def gigabytes_per_second(run):
     answer = json.loads(run.stdout)
     if "jobs" in answer:
         return answer["jobs"][0]["read"]["bw_bytes"] / 1e9
-    return answer["gb_per_second"]
+    return answer["bytes_per_second"] / 1e9
 
 
 if __name__ == "__main__":

@@ -294,8 +294,8 @@ fn reuse(left: Vec<Arc<Record>>, padded: u64) -> AlignedBuf {
     bufs.find(fits).unwrap_or_default()
 }
 
-/// What a record of so many padded bytes costs.
-fn memory_of(padded: u64) -> u64 {
+/// What a record of so many padded bytes costs in the budget.
+pub fn memory_of(padded: u64) -> u64 {
     padded.saturating_add(MEMORY_ALIGN as u64)
 }
 

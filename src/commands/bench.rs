@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use moepack_format::pager::memory_of;
 use moepack_format::pager::{Pager, PagerOptions, PagerStats};
 use moepack_format::{Bundle, Error, Result};
 use serde::Serialize;
@@ -69,7 +70,8 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     if experts.is_empty() {
         return Err(Error::bad_data("the bundle has no routed experts").in_file(&args.bundle));
     }
-    let budget_bytes = args.budget.unwrap_or(record_bytes_max * session.threads as u64);
+    let budget_bytes =
+        args.budget.unwrap_or(memory_of(record_bytes_max).saturating_mul(session.threads as u64));
     let options = PagerOptions { budget_bytes, verify: args.verify, direct: !args.buffered, threads: 0 };
     let pager = Pager::new(bundle, options)?;
     let asked = draw(&experts, args.reads, args.seed);
@@ -142,7 +144,13 @@ fn percentile(sorted: &[Duration], p: f64) -> f64 {
 
 fn text(r: &Report) -> String {
     let way = if r.pager.direct { "past the page cache (O_DIRECT)" } else { "through the page cache" };
-    let counts = format!("{} reads, {} hits, {} experts of up to {}", r.pager.reads, r.pager.hits, r.experts, human(r.record_bytes_max));
+    let counts = format!(
+        "{} reads, {} hits, {} experts of up to {}",
+        r.pager.reads,
+        r.pager.hits,
+        r.experts,
+        human(r.record_bytes_max)
+    );
     let speed = format!("{:.3} GB/s with {} threads, {way}", r.bytes_per_second / 1e9, r.threads);
     let (p50, p95, p99, max) = (r.latency_us_p50, r.latency_us_p95, r.latency_us_p99, r.latency_us_max);
     format!("{counts}\n{speed}\nlatency p50 {p50:.0} us, p95 {p95:.0} us, p99 {p99:.0} us, max {max:.0} us\n")

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod cli;
 mod determinism;
 mod drift;
 mod goldens;
 mod hostile;
 mod integrity;
+mod paging;
 mod resume;
 mod support;
+mod tidy;
