@@ -14,7 +14,9 @@ use crate::stop::Stop;
 /// The whole program: parses, runs, prints the error, chooses the exit code.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
-        say(&format!("error: this is a bug in moepack: {panic}\n  hint: please report it with the command you ran"));
+        say(&format!(
+            "error: this is a bug in moepack: {panic}\n  hint: please report it with the command you ran"
+        ));
     }));
     let matches = match parser().try_get_matches() {
         Ok(matches) => matches,
@@ -75,7 +77,10 @@ fn session(matches: &ArgMatches) -> Result<Session> {
     if let Ok(asked) = std::env::var(moepack_quant::isa::ISA_ENV) {
         let got = moepack_quant::Isa::get().name();
         if asked != got {
-            warn(&format!("{}={asked} is not to be had on this CPU, using {got}", moepack_quant::isa::ISA_ENV));
+            warn(&format!(
+                "{}={asked} is not to be had on this CPU, using {got}",
+                moepack_quant::isa::ISA_ENV
+            ));
         }
     }
     Ok(Session {

@@ -54,7 +54,9 @@ impl Command {
     pub fn parser(&self) -> clap::Command {
         let template = "{about}\n\nExamples:\n{before-help}\n{usage-heading} {usage}\n\n{all-args}";
         let examples: String = self.examples.iter().map(|line| format!("  {line}\n")).collect();
-        let parser = clap::Command::new(self.name).about(self.about).before_help(examples.trim_end().to_owned() + "\n");
+        let parser = clap::Command::new(self.name)
+            .about(self.about)
+            .before_help(examples.trim_end().to_owned() + "\n");
         (self.args)(parser).help_template(template)
     }
 }

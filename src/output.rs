@@ -14,7 +14,9 @@ use serde::Serialize;
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::new(Kind::Io, format!("cannot write to stdout: {e}"))),
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::new(Kind::Io, format!("cannot write to stdout: {e}")))
+        }
         _ => Ok(()),
     }
 }
@@ -42,7 +44,8 @@ pub fn write_file(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// As [`write_file`].
 pub fn write_json(path: &Path, document: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(document).map_err(|e| Error::new(Kind::Io, e.to_string()).in_file(path))?;
+    let text =
+        serde_json::to_string(document).map_err(|e| Error::new(Kind::Io, e.to_string()).in_file(path))?;
     write_file(path, &text)
 }
 

@@ -52,12 +52,25 @@ impl Progress {
 
     /// Some more is done.
     pub fn add(&self, bytes: u64, experts: u64) {
+        self.update(|done| {
+            done.bytes += bytes;
+            done.experts += experts;
+        });
+    }
+
+    /// So many bytes are done in all.
+    pub fn reach(&self, bytes: u64) {
+        self.update(|done| done.bytes = done.bytes.max(bytes));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Done)) {
         let Ok(mut done) = self.done.lock() else { return };
-        done.bytes += bytes;
-        done.experts += experts;
+        change(&mut done);
         if let Some(bar) = &self.bar {
             bar.set_position(if self.total_bytes > 0 { done.bytes } else { done.experts });
-            bar.set_message(format!("{}/{} experts", done.experts, self.total_experts));
+            if self.total_experts > 0 {
+                bar.set_message(format!("{}/{} experts", done.experts, self.total_experts));
+            }
         } else if !self.quiet && done.last_line.elapsed() > PLAIN_INTERVAL {
             done.last_line = Instant::now();
             say(&self.line(&done));
@@ -73,9 +86,13 @@ impl Progress {
 
     fn line(&self, done: &Done) -> String {
         let seconds = done.started.elapsed().as_secs_f64();
-        let experts = format!("{}: {}/{} experts", self.label, done.experts, self.total_experts);
+        let experts = match self.total_experts {
+            0 => self.label.clone(),
+            total => format!("{}: {}/{total} experts", self.label, done.experts),
+        };
         if self.total_bytes == 0 {
-            let left = self.total_experts.saturating_sub(done.experts) as f64 * seconds / done.experts.max(1) as f64;
+            let left =
+                self.total_experts.saturating_sub(done.experts) as f64 * seconds / done.experts.max(1) as f64;
             return format!("{experts}, about {left:.0} s left");
         }
         let rate = done.bytes as f64 / seconds.max(1e-9);

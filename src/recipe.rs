@@ -92,7 +92,12 @@ impl Choice {
 impl Recipe {
     /// The recipe that treats every matrix alike.
     pub fn uniform(codec: &str, solver: &str, align: u64) -> Recipe {
-        let rule = Rule { tensor: "layers.*.experts.*.*".into(), codec: codec.into(), bytes: None, expected_loss: None };
+        let rule = Rule {
+            tensor: "layers.*.experts.*.*".into(),
+            codec: codec.into(),
+            bytes: None,
+            expected_loss: None,
+        };
         Recipe { schema: SCHEMA, solver: solver.into(), align, rules: vec![rule] }
     }
 
@@ -104,11 +109,13 @@ impl Recipe {
         const BYTES_MAX: u64 = 64 << 20;
         let file = moepack_format::InputFile::open(path)?;
         if file.len() > BYTES_MAX {
-            return Err(Error::bad_data(format!("{} bytes, a recipe has at most {BYTES_MAX}", file.len())).in_file(path));
+            return Err(Error::bad_data(format!("{} bytes, a recipe has at most {BYTES_MAX}", file.len()))
+                .in_file(path));
         }
         let mut bytes = vec![0; usize::try_from(file.len()).unwrap_or(0)];
         file.read_exact_at(0, &mut bytes)?;
-        let text = String::from_utf8(bytes).map_err(|e| Error::bad_data(format!("not UTF-8: {e}"))).in_file(path)?;
+        let text =
+            String::from_utf8(bytes).map_err(|e| Error::bad_data(format!("not UTF-8: {e}"))).in_file(path)?;
         Recipe::parse(&text).in_file(path)
     }
 
@@ -132,7 +139,10 @@ impl Recipe {
     pub fn validate(&self) -> Result<()> {
         moepack_quant::solve::solver(&self.solver).map_err(as_plan)?;
         if !self.align.is_power_of_two() || !(4096..=1 << 26).contains(&self.align) {
-            return Err(Error::plan(format!("align = {}, expected a power of two from 4096 to 64 MiB", self.align)));
+            return Err(Error::plan(format!(
+                "align = {}, expected a power of two from 4096 to 64 MiB",
+                self.align
+            )));
         }
         for rule in &self.rules {
             choice(&rule.codec).map_err(|e| as_plan(e).in_tensor(rule.tensor.clone()))?;
@@ -190,7 +200,9 @@ impl Choices {
         let mut used = vec![false; patterns.len()];
         let mut layers = Vec::new();
         for &(layer, n_experts) in moe_layers {
-            let experts = (0..n_experts).map(|expert| choose(&patterns, &mut used, layer, expert)).collect::<Result<_>>()?;
+            let experts = (0..n_experts)
+                .map(|expert| choose(&patterns, &mut used, layer, expert))
+                .collect::<Result<_>>()?;
             layers.push(LayerChoices { layer, experts });
         }
         match used.iter().position(|u| !u) {
@@ -213,7 +225,9 @@ impl Choices {
         layer_choices
             .and_then(|l| l.experts.get(expert)?.get(at?))
             .and_then(|&i| self.table.get(usize::from(i)))
-            .ok_or_else(|| Error::plan(format!("the recipe has nothing for {}", matrix_name(layer, expert, part))))
+            .ok_or_else(|| {
+                Error::plan(format!("the recipe has nothing for {}", matrix_name(layer, expert, part)))
+            })
     }
 }
 
@@ -236,7 +250,8 @@ fn choose(patterns: &[Vec<&str>], used: &mut [bool], layer: usize, expert: usize
 
 fn matches(pattern: &[&str], name: &str) -> bool {
     let mut segments = name.split('.');
-    pattern.iter().all(|p| segments.next().is_some_and(|s| segment_matches(p, s))) && segments.next().is_none()
+    pattern.iter().all(|p| segments.next().is_some_and(|s| segment_matches(p, s)))
+        && segments.next().is_none()
 }
 
 /// Whether `text` is `pattern` with each `*` standing for any characters.
@@ -289,7 +304,9 @@ codec = "native"
 
     #[test]
     fn a_matrix_without_a_rule_is_an_error() {
-        let text = TWO_RULES.replace("layers.*.experts.*.*", "layers.*.experts.*.*_proj").replace("1*.down", "*.down");
+        let text = TWO_RULES
+            .replace("layers.*.experts.*.*", "layers.*.experts.*.*_proj")
+            .replace("1*.down", "*.down");
         let recipe = Recipe::parse(&text.replacen("*_proj", "up_proj", 1)).unwrap();
         let e = Choices::new(&recipe, &[(3, 2)]).unwrap_err();
         assert_eq!(e.tensor(), Some("layers.3.experts.0.gate_proj"));
@@ -297,8 +314,14 @@ codec = "native"
 
     #[test]
     fn nonsense_is_refused() {
-        for (from, to) in [("rtn", "magic"), ("int4-g64", "int40"), ("schema = 1", "schema = 2"), ("schema", "skema")] {
-            assert_eq!(Recipe::parse(&TWO_RULES.replacen(from, to, 1)).unwrap_err().kind().exit_code(), 78, "{to}");
+        for (from, to) in
+            [("rtn", "magic"), ("int4-g64", "int40"), ("schema = 1", "schema = 2"), ("schema", "skema")]
+        {
+            assert_eq!(
+                Recipe::parse(&TWO_RULES.replacen(from, to, 1)).unwrap_err().kind().exit_code(),
+                78,
+                "{to}"
+            );
         }
         assert!(Recipe::parse(&TWO_RULES.replace("schema = 1", "schema = 1\nalign = 5000")).is_err());
     }
@@ -311,9 +334,15 @@ codec = "native"
 
     #[test]
     fn stars_stand_for_any_characters_of_one_segment() {
-        for (pattern, text, expected) in
-            [("*", "17", true), ("1*", "17", true), ("1*", "71", false), ("*_proj", "up_proj", true), ("a*b*c", "abc", true), ("a*b*c", "acb", false), ("x", "xy", false)]
-        {
+        for (pattern, text, expected) in [
+            ("*", "17", true),
+            ("1*", "17", true),
+            ("1*", "71", false),
+            ("*_proj", "up_proj", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("x", "xy", false),
+        ] {
             assert_eq!(segment_matches(pattern, text), expected, "{pattern} {text}");
         }
     }

@@ -31,7 +31,8 @@ pub fn parse(text: &str) -> Result<u64> {
     let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
     match (number.parse::<f64>(), factor) {
         (Ok(n), Some(factor)) if n * factor < 9.2e18 => Ok((n * factor) as u64),
-        _ => Err(Error::usage(format!("{text:?} is no size")).hint("write 400MiB, 96GiB, 1.5TB or a number of bytes")),
+        _ => Err(Error::usage(format!("{text:?} is no size"))
+            .hint("write 400MiB, 96GiB, 1.5TB or a number of bytes")),
     }
 }
 
@@ -58,7 +59,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("96GiB", 96 << 30), ("1.5 kb", 1500), ("4096", 4096), ("400 MiB", 400 << 20), ("2g", 2 << 30)] {
+        for (text, bytes) in
+            [("96GiB", 96 << 30), ("1.5 kb", 1500), ("4096", 4096), ("400 MiB", 400 << 20), ("2g", 2 << 30)]
+        {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
         for text in ["", "GiB", "3 bananas", "-1", "1e9", "99999999999 TiB"] {

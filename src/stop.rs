@@ -39,7 +39,9 @@ impl Stop {
     /// # Errors
     /// A stop was requested.
     pub fn check(&self) -> Result<()> {
-        let stopped = |kind, by| Err(Error::new(kind, format!("stopped by {by}")).hint("run the same command again to go on"));
+        let stopped = |kind, by| {
+            Err(Error::new(kind, format!("stopped by {by}")).hint("run the same command again to go on"))
+        };
         match () {
             _ if self.interrupted.load(Ordering::Relaxed) => stopped(Kind::Interrupted, "SIGINT"),
             _ if self.terminated.load(Ordering::Relaxed) => stopped(Kind::Temporary, "SIGTERM"),

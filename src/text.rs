@@ -85,7 +85,9 @@ fn bos_token(model: &Model) -> Result<u32> {
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     let file = InputFile::open(path)?;
     if file.len() > bytes_max {
-        return Err(Error::bad_data(format!("{} bytes, at most {bytes_max} are read", file.len())).in_file(path));
+        return Err(
+            Error::bad_data(format!("{} bytes, at most {bytes_max} are read", file.len())).in_file(path)
+        );
     }
     let mut bytes = vec![0; usize::try_from(file.len()).unwrap_or(0)];
     file.read_exact_at(0, &mut bytes)?;

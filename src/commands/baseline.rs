@@ -55,7 +55,9 @@ struct Report {
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     if args.output.exists() && !args.overwrite {
-        return Err(Error::new(Kind::CannotCreate, "the output exists").in_file(&args.output).hint("say --overwrite"));
+        return Err(Error::new(Kind::CannotCreate, "the output exists")
+            .in_file(&args.output)
+            .hint("say --overwrite"));
     }
     let model = args.open.open(&args.checkpoint)?;
     let windows = args.input.windows(&model, &args.windows)?;
@@ -78,5 +80,10 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
 
 fn text(r: &Report) -> String {
     let share = 100.0 * r.bytes as f64 / r.full_f16_bytes.max(1) as f64;
-    format!("{}: {}, {} positions, {share:.2} % of the full logits in f16\n", r.baseline, human(r.bytes), r.tokens_scored)
+    format!(
+        "{}: {}, {} positions, {share:.2} % of the full logits in f16\n",
+        r.baseline,
+        human(r.bytes),
+        r.tokens_scored
+    )
 }

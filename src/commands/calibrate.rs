@@ -60,7 +60,9 @@ struct Report {
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     if args.output.exists() && !args.overwrite {
-        return Err(Error::new(Kind::CannotCreate, "the output exists").in_file(&args.output).hint("say --overwrite"));
+        return Err(Error::new(Kind::CannotCreate, "the output exists")
+            .in_file(&args.output)
+            .hint("say --overwrite"));
     }
     let started = Instant::now();
     let model = args.open.open(&args.checkpoint)?;
@@ -86,7 +88,12 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
 }
 
 /// Pushes the text through every layer; gives the experts that no token reached.
-fn calibrate(session: &Session, model: &Model, windows: Windows, mut writer: StatsWriter) -> Result<Vec<(usize, usize)>> {
+fn calibrate(
+    session: &Session,
+    model: &Model,
+    windows: Windows,
+    mut writer: StatsWriter,
+) -> Result<Vec<(usize, usize)>> {
     let (isa, hidden) = (Isa::get(), model.spec().hidden);
     let n_experts = super::options::moe_layers(model).iter().map(|(_, n)| *n as u64).sum();
     let progress = session.progress("calibrate", 0, n_experts);

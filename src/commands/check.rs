@@ -1,11 +1,11 @@
 //! `moepack check`: every checksum, every invariant, all damage at once.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
-use moepack_format::check::{CheckLevel, CheckOptions, Damage, check};
+use moepack_format::check::{CheckLevel, CheckOptions, CheckProgress, Damage, check};
 use moepack_format::{Error, Kind, Result};
 use serde::Serialize;
 
@@ -50,9 +50,12 @@ struct Report {
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     let level = if args.quick { CheckLevel::Quick } else { CheckLevel::Full };
-    let progress = session.progress("check", 0, 0);
-    let stop = |_| if session.stop.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let outcome = check(&args.bundle, CheckOptions { level, threads: session.threads }, &stop);
+    let progress = session.progress("check", bytes_of(&args.bundle), 0);
+    let tick = |at: CheckProgress| {
+        progress.reach(at.bytes_done);
+        if session.stop.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let outcome = check(&args.bundle, CheckOptions { level, threads: session.threads }, &tick);
     session.stop.check()?;
     let mut damage = outcome?;
     if let Some(checkpoint) = args.against.as_ref().filter(|_| damage.is_empty()) {
@@ -60,12 +63,37 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         damage = against(session, &open(&args.bundle)?, &open(checkpoint)?)?;
     }
     progress.finish();
-    let level = if args.against.is_some() { "against" } else if args.quick { "quick" } else { "full" };
+    let level = if args.against.is_some() {
+        "against"
+    } else if args.quick {
+        "quick"
+    } else {
+        "full"
+    };
     let n = damage.len();
-    let report =
-        Report { schema: "moepack.check/1", bundle: args.bundle.display().to_string(), level, ok: n == 0, damage };
-    if session.json { print_json(&report)? } else { print(&text(&report))? }
-    if n == 0 { Ok(()) } else { Err(Error::new(Kind::Finding, format!("{n} findings")).in_file(&args.bundle)) }
+    let report = Report {
+        schema: "moepack.check/1",
+        bundle: args.bundle.display().to_string(),
+        level,
+        ok: n == 0,
+        damage,
+    };
+    if session.json {
+        print_json(&report)?
+    } else {
+        print(&text(&report))?
+    }
+    if n == 0 {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::Finding, format!("{n} findings")).in_file(&args.bundle))
+    }
+}
+
+/// Bytes of all files, for the display of progress only.
+fn bytes_of(bundle: &Path) -> u64 {
+    let files = std::fs::read_dir(bundle).into_iter().flatten().flatten();
+    files.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum()
 }
 
 fn text(r: &Report) -> String {

@@ -83,14 +83,16 @@ fn report(model: &Model, args: &Arguments) -> Result<Report> {
     let (mut n_experts, mut n_experts_used) = (0, 0);
     for (l, layer) in spec.layers.iter().enumerate() {
         if let Mlp::Moe(moe) = &layer.mlp {
-            (n_experts, n_experts_used) = (n_experts.max(moe.n_experts), n_experts_used.max(moe.n_experts_used));
+            (n_experts, n_experts_used) =
+                (n_experts.max(moe.n_experts), n_experts_used.max(moe.n_experts_used));
             layers.push(layer_report(model, l, moe.n_experts)?);
         }
     }
     let weights = |t: &&moepack_convert::TrunkTensor| !t.is_scale;
     let trunk = model.trunk_tensors();
     let trunk_weights = trunk.iter().filter(weights).map(|t| t.shape.iter().product::<u64>()).sum();
-    let (expert_bytes, trunk_bytes) = (layers.iter().map(|l| l.bytes).sum(), trunk.iter().map(|t| t.bytes).sum());
+    let (expert_bytes, trunk_bytes) =
+        (layers.iter().map(|l| l.bytes).sum(), trunk.iter().map(|t| t.bytes).sum());
     let mut trunk_dtypes = BTreeMap::new();
     for tensor in trunk {
         *trunk_dtypes.entry(tensor.dtype.name().to_owned()).or_default() += tensor.bytes;
@@ -151,21 +153,34 @@ fn text(r: &Report) -> String {
     let line = |name: &str, value: String| format!("{name:<15}{value}\n");
     let mut text = line(r.kind, r.model.clone());
     text += &line("family", r.family.clone());
-    text += &line("layers", format!("{} ({} with experts), hidden {}, vocab {}", r.n_layers, r.n_moe_layers, r.hidden, r.vocab));
+    text += &line(
+        "layers",
+        format!("{} ({} with experts), hidden {}, vocab {}", r.n_layers, r.n_moe_layers, r.hidden, r.vocab),
+    );
     text += &line("experts", format!("{} a layer, {} used by a token", r.n_experts, r.n_experts_used));
     let weights = (r.expert_weights + r.trunk_weights) as f64 / 1e6;
-    text += &line("weights", format!("{weights:.2} M, {:.2} M of them in routed experts", r.expert_weights as f64 / 1e6));
+    text += &line(
+        "weights",
+        format!("{weights:.2} M, {:.2} M of them in routed experts", r.expert_weights as f64 / 1e6),
+    );
     text += &line("expert bytes", format!("{}, {:.4} bits per weight", human(r.expert_bytes), r.bpw_experts));
     let dtypes: Vec<String> = r.trunk_dtypes.iter().map(|(d, b)| format!("{d} {}", human(*b))).collect();
     text += &line("trunk bytes", format!("{} ({})", human(r.trunk_bytes), dtypes.join(", ")));
     text += &line("total bytes", format!("{}, {:.4} bits per weight", human(r.total_bytes), r.bpw_total));
-    let mut rows = vec![["layer", "experts", "bytes", "bpw", "gate_proj", "up_proj", "down_proj", "rel. sq. error"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["layer", "experts", "bytes", "bpw", "gate_proj", "up_proj", "down_proj", "rel. sq. error"]
+            .map(String::from)
+            .to_vec(),
+    ];
     for l in &r.layers {
         let codec = |name: &str| l.codecs.get(name).cloned().unwrap_or_else(|| "-".into());
         let error = l.error.map_or_else(|| "-".into(), |e| format!("{e:.3e}"));
         let bpw = format!("{:.4}", l.bpw);
         let cells = [codec("gate_proj"), codec("up_proj"), codec("down_proj"), error];
-        rows.push([vec![l.layer.to_string(), l.n_experts.to_string(), human(l.bytes), bpw], cells.to_vec()].concat());
+        rows.push(
+            [vec![l.layer.to_string(), l.n_experts.to_string(), human(l.bytes), bpw], cells.to_vec()]
+                .concat(),
+        );
     }
     text += "\n";
     text += &table(&rows);

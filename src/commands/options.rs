@@ -115,5 +115,7 @@ fn bits(text: &str) -> std::result::Result<f64, String> {
 /// Layers with routed experts, and how many these are.
 pub fn moe_layers(model: &Model) -> Vec<(usize, usize)> {
     let layers = model.spec().layers.iter().enumerate();
-    layers.filter_map(|(l, layer)| if let Mlp::Moe(moe) = &layer.mlp { Some((l, moe.n_experts)) } else { None }).collect()
+    layers
+        .filter_map(|(l, layer)| if let Mlp::Moe(moe) = &layer.mlp { Some((l, moe.n_experts)) } else { None })
+        .collect()
 }

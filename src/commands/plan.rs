@@ -77,7 +77,9 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let sizes = &prepared.sizes;
     if let Some(path) = &args.output {
         if path.exists() && !args.overwrite {
-            return Err(Error::new(Kind::CannotCreate, "the output exists").in_file(path).hint("say --overwrite"));
+            return Err(Error::new(Kind::CannotCreate, "the output exists")
+                .in_file(path)
+                .hint("say --overwrite"));
         }
         write_file(path, &spelled_out(&prepared.recipe, sizes).to_toml()?)?;
         say(&format!("recipe written to {}", path.display()));
@@ -117,7 +119,14 @@ fn text(r: &Report) -> String {
     let mut rows = vec![["layer", "part", "codec", "weights", "bytes", "bpw"].map(String::from).to_vec()];
     for p in &r.parts {
         let (bytes, bpw) = (human(p.bytes), format!("{:.4}", p.bpw));
-        rows.push(vec![p.layer.to_string(), p.part.to_owned(), p.codec.clone(), p.weights.to_string(), bytes, bpw]);
+        rows.push(vec![
+            p.layer.to_string(),
+            p.part.to_owned(),
+            p.codec.clone(),
+            p.weights.to_string(),
+            bytes,
+            bpw,
+        ]);
     }
     let lines = [
         format!("source         {}", human(r.source_bytes)),
@@ -135,7 +144,9 @@ fn text(r: &Report) -> String {
 /// apart is kept as it is.
 fn spelled_out(recipe: &Recipe, sizes: &Sizes) -> Recipe {
     let parts = || sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
-    if parts().any(|(_, p)| p.codec == "mixed") || recipe.rules.iter().any(|r| r.codec == crate::recipe::NATIVE) {
+    if parts().any(|(_, p)| p.codec == "mixed")
+        || recipe.rules.iter().any(|r| r.codec == crate::recipe::NATIVE)
+    {
         return recipe.clone();
     }
     let rule = |(layer, p): (usize, &crate::engine::sizes::PartSizes)| Rule {

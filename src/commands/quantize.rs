@@ -91,14 +91,19 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     refuse_existing(&args.output, args.overwrite)?;
     let model = args.open.open(&args.checkpoint)?;
     if model.bundle().is_some() {
-        return Err(Error::usage("the input is a bundle already").in_file(&args.checkpoint).hint("quantize its checkpoint"));
+        return Err(Error::usage("the input is a bundle already")
+            .in_file(&args.checkpoint)
+            .hint("quantize its checkpoint"));
     }
     let calibrated = args.calibrate.is_some() || args.stats.is_some();
     let prepared = args.recipe.prepare(&model, calibrated)?;
-    let stats = args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
-    let windows = |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
+    let stats =
+        args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
+    let windows =
+        |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
-    let budget = Budget::of(&model, &prepared.sizes, session.threads, calibration.as_ref(), evaluation.as_ref());
+    let budget =
+        Budget::of(&model, &prepared.sizes, session.threads, calibration.as_ref(), evaluation.as_ref());
     budget.check(session.memory)?;
     budget.check_space(&args.output)?;
     let outcome = quantize(
@@ -150,12 +155,17 @@ fn finish(args: &Arguments, session: &Session, outcome: Outcome, started: Instan
         print(&text(manifest, &bundle, seconds))?;
         drift.as_ref().map(|d| print(&format!("\n{}", d.to_text()))).transpose()?;
     }
-    if passed { Ok(()) } else { Err(Error::new(Kind::Finding, "the bundle is written, but a gate does not hold")) }
+    if passed {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::Finding, "the bundle is written, but a gate does not hold"))
+    }
 }
 
 fn text(manifest: &Manifest, bundle: &str, seconds: f64) -> String {
     use moepack_format::manifest::PartCodecs;
-    let mut rows = vec![["layer", "experts", "codec", "bpw", "bytes", "rel. sq. error"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["layer", "experts", "codec", "bpw", "bytes", "rel. sq. error"].map(String::from).to_vec()];
     let per_layer = manifest.totals.expert_weights / (manifest.layers.len() as u64).max(1);
     for layer in &manifest.layers {
         let mut codecs: Vec<&str> = layer
@@ -175,9 +185,11 @@ fn text(manifest: &Manifest, bundle: &str, seconds: f64) -> String {
         ]);
     }
     let totals = &manifest.totals;
-    let experts = format!("experts {}, {:.4} bits per weight", human(totals.expert_payload_bytes), totals.bpw_experts);
+    let experts =
+        format!("experts {}, {:.4} bits per weight", human(totals.expert_payload_bytes), totals.bpw_experts);
     let rest = format!("trunk {}, padding {}", human(totals.trunk_bytes), human(totals.padding_bytes));
-    let all = format!("bundle {bundle}: {}, {:.4} bits per weight", human(totals.bundle_bytes), totals.bpw_total);
+    let all =
+        format!("bundle {bundle}: {}, {:.4} bits per weight", human(totals.bundle_bytes), totals.bpw_total);
     format!("{}\n{experts}\n{rest}\n{all}, in {seconds:.1} s\n", table(&rows))
 }
 

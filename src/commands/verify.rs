@@ -14,6 +14,7 @@ use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::baseline::against_baseline;
 use crate::engine::pair::Drift;
+use crate::engine::stats::config_sha256;
 use crate::engine::verify::compare;
 use crate::output::{print, print_json, write_file};
 use crate::session::Session;
@@ -87,12 +88,20 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     let bundle = args.open.open(&args.bundle)?;
-    let mut report = if args.reference.is_dir() { with_model(args, session, &bundle)? } else { with_baseline(args, session, &bundle)? };
+    let mut report = if args.reference.is_dir() {
+        with_model(args, session, &bundle)?
+    } else {
+        with_baseline(args, session, &bundle)?
+    };
     let passed = report.judge(&args.gates.limits());
     if let Some(path) = &args.gates.report {
         write_file(path, &report.to_html())?;
     }
-    if session.json { print_json(&report)? } else { print(&report.to_text())? }
+    if session.json {
+        print_json(&report)?
+    } else {
+        print(&report.to_text())?
+    }
     if passed { Ok(()) } else { Err(Error::new(Kind::Finding, "a gate does not hold").in_file(&args.bundle)) }
 }
 
@@ -111,9 +120,20 @@ fn with_model(args: &Arguments, session: &Session, bundle: &Model) -> Result<Dri
 
 fn with_baseline(args: &Arguments, session: &Session, bundle: &Model) -> Result<DriftReport> {
     if args.text.is_some() || args.tokens.is_some() {
-        return Err(Error::usage("a baseline has its own tokens").in_file(&args.reference).hint("leave --text and --tokens out"));
+        return Err(Error::usage("a baseline has its own tokens")
+            .in_file(&args.reference)
+            .hint("leave --text and --tokens out"));
     }
     let baseline = Baseline::open(&args.reference)?;
+    let (expected, found) = (&baseline.meta().config_sha256, config_sha256(bundle)?);
+    if *expected != found {
+        let what = format!(
+            "a baseline of another model: its config.json has sha256 {expected}, the bundle's {found}"
+        );
+        return Err(Error::bad_data(what)
+            .in_file(&args.reference)
+            .hint("make a baseline of the bundle's own checkpoint"));
+    }
     let (logits, ctx) = against_baseline(session, bundle, &baseline)?;
     let mut report = DriftReport::new(&logits.summary(), ctx);
     report.reference_kind = ReferenceKind::Baseline;

@@ -30,7 +30,14 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
     }
     if moe_layers(bundle) != moe_layers(checkpoint) {
         let what = "the checkpoint has other layers or experts".to_owned();
-        damage.push(Damage { file: "manifest.json".into(), layer: None, expert: None, tensor: None, byte: None, what });
+        damage.push(Damage {
+            file: "manifest.json".into(),
+            layer: None,
+            expert: None,
+            tensor: None,
+            byte: None,
+            what,
+        });
         return Ok(damage);
     }
     for (layer, n_experts) in moe_layers(checkpoint) {
@@ -48,7 +55,13 @@ fn trunk(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<Opt
         return Ok(damage(None, "the checkpoint has it, the bundle does not".into()));
     };
     if (kept.dtype, &kept.shape) != (tensor.dtype, &tensor.shape) {
-        let what = format!("{} {:?}, the checkpoint has {} {:?}", kept.dtype.name(), kept.shape, tensor.dtype.name(), tensor.shape);
+        let what = format!(
+            "{} {:?}, the checkpoint has {} {:?}",
+            kept.dtype.name(),
+            kept.shape,
+            tensor.dtype.name(),
+            tensor.shape
+        );
         return Ok(damage(None, what));
     }
     let (mut a, mut b) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
@@ -67,7 +80,13 @@ fn trunk(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<Opt
 }
 
 /// Experts of a layer: those kept bit by bit, those quantized by the error of all of them.
-fn experts(session: &Session, bundle: &Model, checkpoint: &Model, layer: usize, n_experts: usize) -> Result<Vec<Damage>> {
+fn experts(
+    session: &Session,
+    bundle: &Model,
+    checkpoint: &Model,
+    layer: usize,
+    n_experts: usize,
+) -> Result<Vec<Damage>> {
     let id = u32::try_from(layer).unwrap_or(u32::MAX);
     let entry = bundle.bundle().and_then(|b| b.manifest.layer(id));
     let entry = entry.ok_or_else(|| Error::bad_data(format!("the bundle has no layer {layer}")))?;
@@ -92,8 +111,17 @@ fn experts(session: &Session, bundle: &Model, checkpoint: &Model, layer: usize, 
     let found = if sums.reference > 0.0 { sums.difference / sums.reference } else { 0.0 };
     let recorded = entry.error.unwrap_or(0.0);
     if found > recorded * (1.0 + ERROR_SLACK) || found.is_nan() {
-        let what = format!("relative squared error {found:e} against the checkpoint, the manifest records {recorded:e}");
-        damage.push(Damage { file: entry.bank.clone(), layer: Some(id), expert: None, tensor: None, byte: None, what });
+        let what = format!(
+            "relative squared error {found:e} against the checkpoint, the manifest records {recorded:e}"
+        );
+        damage.push(Damage {
+            file: entry.bank.clone(),
+            layer: Some(id),
+            expert: None,
+            tensor: None,
+            byte: None,
+            what,
+        });
     }
     Ok(damage)
 }

@@ -18,8 +18,21 @@ use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA};
 
 /// What allocation may choose from, all of which every matrix can hold.
 const CODECS: &[&str] = &[
-    "int2-g128", "int2-g64", "int2-g32", "int3-g128", "int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32",
-    "int5-g64", "int5-g32", "int6-g64", "int6-g32", "int8-g64", "int8-g32",
+    "int2-g128",
+    "int2-g64",
+    "int2-g32",
+    "int3-g128",
+    "int3-g64",
+    "int3-g32",
+    "int4-g128",
+    "int4-g64",
+    "int4-g32",
+    "int5-g64",
+    "int5-g32",
+    "int6-g64",
+    "int6-g32",
+    "int8-g64",
+    "int8-g32",
 ];
 /// Rows of one expert that are tried.
 const SAMPLE_ROWS: usize = 64;
@@ -87,7 +100,11 @@ fn within_bundle(model: &Model, bytes: u64, choose: impl Fn(u64) -> Result<Recip
                 fits
             }
         };
-        if fits { low = budget } else { high = budget }
+        if fits {
+            low = budget
+        } else {
+            high = budget
+        }
         if high - low < 256 {
             break;
         }
@@ -109,7 +126,12 @@ fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe 
             expected_loss: alternative.map(|a| a.loss),
         }
     };
-    Recipe { schema: SCHEMA, solver: solver.to_owned(), align, rules: items.iter().zip(chosen).map(rule).collect() }
+    Recipe {
+        schema: SCHEMA,
+        solver: solver.to_owned(),
+        align,
+        rules: items.iter().zip(chosen).map(rule).collect(),
+    }
 }
 
 fn items(model: &Model, codecs: &[CodecRef]) -> Result<Vec<Item>> {
@@ -127,7 +149,8 @@ fn item(model: &Model, codecs: &[CodecRef], layer: usize, n_experts: usize, part
     let (mut rows, mut cols) = (0, 0);
     for expert in sampled(n_experts) {
         let coded = model.expert(layer, expert)?;
-        let stored = coded.part(part).ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))?;
+        let stored =
+            coded.part(part).ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))?;
         (rows, cols) = (stored.rows, stored.cols);
         let w = stored.decode(Isa::get())?;
         let n_rows = rows.min(SAMPLE_ROWS);

@@ -18,7 +18,13 @@ use crate::session::Session;
 ///
 /// # Errors
 /// Weights that cannot be read, a file that cannot be written, a requested stop.
-pub fn write_baseline(session: &Session, model: &Model, windows: &Windows, path: &Path, meta: &Meta) -> Result<u64> {
+pub fn write_baseline(
+    session: &Session,
+    model: &Model,
+    windows: &Windows,
+    path: &Path,
+    meta: &Meta,
+) -> Result<u64> {
     let isa = Isa::get();
     let mut writer = BaselineWriter::create(path, meta, windows, model.spec().vocab)?;
     let stream = run_layers(isa, model, windows, &|_| session.stop.check())?;
@@ -35,7 +41,8 @@ pub fn write_baseline(session: &Session, model: &Model, windows: &Windows, path:
         .collect();
     let work = |w: usize| {
         session.stop.check()?;
-        let (range, mut position) = (ranges.get(w).cloned().unwrap_or_default(), firsts.get(w).copied().unwrap_or(0));
+        let (range, mut position) =
+            (ranges.get(w).cloned().unwrap_or_default(), firsts.get(w).copied().unwrap_or(0));
         let mut rows = Vec::new();
         each_scored(&head, &stream, windows, range, |target, logits| {
             format.encode(isa, logits, target, position, &mut rows)?;
@@ -52,7 +59,11 @@ pub fn write_baseline(session: &Session, model: &Model, windows: &Windows, path:
 ///
 /// # Errors
 /// A bundle of another vocabulary, weights that cannot be read, a requested stop.
-pub fn against_baseline(session: &Session, bundle: &Model, baseline: &Baseline) -> Result<(LogitDrift, usize)> {
+pub fn against_baseline(
+    session: &Session,
+    bundle: &Model,
+    baseline: &Baseline,
+) -> Result<(LogitDrift, usize)> {
     let (isa, windows) = (Isa::get(), baseline.windows());
     baseline.check_vocab(bundle.spec().vocab).in_file(bundle.root())?;
     let stream = run_layers(isa, bundle, windows, &|_| session.stop.check())?;

@@ -38,10 +38,16 @@ impl Budget {
     ) -> Budget {
         let spec = model.spec();
         let n_tensors = model.trunk_tensors().len() as u64 + 9 * sizes.n_experts();
-        let inter_max = spec.layers.iter().map(|l| if let Mlp::Moe(moe) = &l.mlp { moe.inter } else { 0 }).max().unwrap_or(0);
+        let inter_max = spec
+            .layers
+            .iter()
+            .map(|l| if let Mlp::Moe(moe) = &l.mlp { moe.inter } else { 0 })
+            .max()
+            .unwrap_or(0);
         let expert_f32 = 3 * 4 * (spec.hidden * inter_max) as u64;
         // A thread holds the released expert, one matrix in f32 and one being coded; finished ones wait coded.
-        let mut thread = sizes.expert_source_bytes_max + expert_f32 / 3 + sizes.expert_coded_bytes_max * (1 + AHEAD);
+        let mut thread =
+            sizes.expert_source_bytes_max + expert_f32 / 3 + sizes.expert_coded_bytes_max * (1 + AHEAD);
         let mut streams = 0;
         let tokens = |w: Option<&Windows>| w.map_or(0, |w| w.tokens.len() as u64);
         let row = 4 * spec.hidden as u64;
@@ -50,7 +56,17 @@ impl Budget {
             // Streams and their sums, two of each for the evaluation; routing.
             streams = row * 2 * (calibration + 2 * evaluation) + 100 * (calibration + 2 * evaluation);
             // Decoded and packed experts, and their outputs for the share of tokens they get.
-            let share = spec.layers.iter().filter_map(|l| if let Mlp::Moe(m) = &l.mlp { Some(m.n_experts_used as f64 / m.n_experts as f64) } else { None }).fold(0.0, f64::max);
+            let share = spec
+                .layers
+                .iter()
+                .filter_map(|l| {
+                    if let Mlp::Moe(m) = &l.mlp {
+                        Some(m.n_experts_used as f64 / m.n_experts as f64)
+                    } else {
+                        None
+                    }
+                })
+                .fold(0.0, f64::max);
             let outputs = (row * (calibration + 3 * evaluation)) as f64 * share;
             thread += 3 * expert_f32 + (outputs * (1 + AHEAD) as f64) as u64;
             streams += largest_layer(model) * 2;
@@ -76,10 +92,12 @@ impl Budget {
     /// Kind `Plan`, with the minimum.
     pub fn check(&self, limit: Option<u64>) -> Result<()> {
         match limit {
-            Some(limit) if self.bytes > limit => {
-                Err(Error::plan(format!("--memory {} is too little, this run takes about {}", human(limit), human(self.bytes)))
-                    .hint("use fewer --threads or a shorter text, or allow more memory"))
-            }
+            Some(limit) if self.bytes > limit => Err(Error::plan(format!(
+                "--memory {} is too little, this run takes about {}",
+                human(limit),
+                human(self.bytes)
+            ))
+            .hint("use fewer --threads or a shorter text, or allow more memory")),
             _ => Ok(()),
         }
     }
@@ -94,8 +112,11 @@ impl Budget {
         let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if free < self.bundle_bytes {
-            let what = format!("the bundle takes about {}, {} are free", human(self.bundle_bytes), human(free));
-            return Err(Error::new(Kind::Temporary, what).in_file(dir).hint("free some space, or write elsewhere"));
+            let what =
+                format!("the bundle takes about {}, {} are free", human(self.bundle_bytes), human(free));
+            return Err(Error::new(Kind::Temporary, what)
+                .in_file(dir)
+                .hint("free some space, or write elsewhere"));
         }
         Ok(())
     }

@@ -3,7 +3,9 @@
 use moepack_format::Result;
 use moepack_quant::Isa;
 use moepack_quant::stats::ColumnSums;
-use moepack_verify::forward::{ExpertOutput, GatedMlp, LayerWeights, MoePass, Observer, Stream, Weights, embed};
+use moepack_verify::forward::{
+    ExpertOutput, GatedMlp, LayerWeights, MoePass, Observer, Stream, Weights, embed,
+};
 use moepack_verify::tokens::Windows;
 
 use crate::engine::stats::ExpertStats;
@@ -60,7 +62,8 @@ pub fn run_expert(
     mlp: &GatedMlp,
     (hidden, inter): (usize, usize),
 ) -> Result<(ExpertOutput, ExpertStats)> {
-    let mut moments = Moments { isa, input: ColumnSums::new(hidden), inner: ColumnSums::new(inter), outcome: Ok(()) };
+    let mut moments =
+        Moments { isa, input: ColumnSums::new(hidden), inner: ColumnSums::new(inter), outcome: Ok(()) };
     let output = pass.run_expert(expert, mlp, Some(&mut moments))?;
     moments.outcome?;
     Ok((output, ExpertStats { input: moments.input.finish(), inner: moments.inner.finish() }))

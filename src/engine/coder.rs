@@ -35,15 +35,26 @@ impl Coder<'_> {
     ///
     /// # Errors
     /// A matrix that the codec cannot hold, NaN or infinity in it; the matrix is named.
-    pub fn code(&self, layer: usize, index: usize, source: CodedExpert, stats: Option<&ExpertStats>) -> Result<Coded> {
+    pub fn code(
+        &self,
+        layer: usize,
+        index: usize,
+        source: CodedExpert,
+        stats: Option<&ExpertStats>,
+    ) -> Result<Coded> {
         let mut coded = Coded { expert: CodedExpert { parts: Vec::new() }, sums: SquareSums::default() };
         for part in source.parts {
-            let choice = if part.part.is_matrix() { self.choices.get(layer, index, part.part)? } else { &Choice::Native };
+            let choice = if part.part.is_matrix() {
+                self.choices.get(layer, index, part.part)?
+            } else {
+                &Choice::Native
+            };
             let new = match choice {
                 Choice::Native => part,
                 Choice::Codec(codec) => {
                     let stats = stats.map(|s| s.of(part.part));
-                    self.recode(&part, codec, stats, &mut coded.sums).in_tensor(&matrix_name(layer, index, part.part))?
+                    self.recode(&part, codec, stats, &mut coded.sums)
+                        .in_tensor(&matrix_name(layer, index, part.part))?
                 }
             };
             coded.expert.parts.push(new);
@@ -51,11 +62,24 @@ impl Coder<'_> {
         Ok(coded)
     }
 
-    fn recode(&self, part: &CodedPart, codec: &CodecRef, stats: Option<&ColumnStats>, sums: &mut SquareSums) -> Result<CodedPart> {
+    fn recode(
+        &self,
+        part: &CodedPart,
+        codec: &CodecRef,
+        stats: Option<&ColumnStats>,
+        sums: &mut SquareSums,
+    ) -> Result<CodedPart> {
         let w = part.decode(self.isa)?; // [rows, cols]
         let (rows, cols) = (part.rows, part.cols);
         let planes = self.solver.solve(self.isa, Matrix { rows, cols, data: &w }, codec.as_ref(), stats)?;
-        let new = CodedPart { part: part.part, codec: codec.clone(), rows, cols, planes, source: part.source.clone() };
+        let new = CodedPart {
+            part: part.part,
+            codec: codec.clone(),
+            rows,
+            cols,
+            planes,
+            source: part.source.clone(),
+        };
         sums.add(&error_squares(self.isa, codec.as_ref(), &new, &w)?);
         Ok(new)
     }

@@ -5,8 +5,8 @@ use moepack_convert::spec::Part;
 use moepack_convert::{CodedExpert, CodedPart, Model};
 use moepack_format::bank::{Bank, PartView, Record, bank_name};
 use moepack_format::{Error, Kind, Result};
-use moepack_quant::codec::codec;
 use moepack_quant::Isa;
+use moepack_quant::codec::codec;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
 use moepack_verify::forward::{ExpertOutput, LayerWeights, MoePass, RoutedSum, ordered};
@@ -145,7 +145,8 @@ impl Turns<'_> {
         let mlp = self.weights.map(|w| w.pack_expert(&source.decode(isa)?)).transpose()?;
         let (mut calibrated, mut fresh) = (None, None);
         if let (Some(pass), Some(mlp)) = (self.calibrating, &mlp) {
-            let (output, stats) = calibration::run_expert(isa, pass, expert, mlp, (model.spec().hidden, inter))?;
+            let (output, stats) =
+                calibration::run_expert(isa, pass, expert, mlp, (model.spec().hidden, inter))?;
             (calibrated, fresh) = (Some(output), Some(stats));
         }
         let stats = fresh.as_ref().or_else(|| self.stored.as_ref()?.get(expert));
@@ -170,7 +171,8 @@ fn from_record(bank: &Bank, record: &Record) -> Result<CodedExpert> {
     let part = |view: PartView<'_>| {
         let (spec, planes) = (view.spec, view.planes.iter().map(|p| p.to_vec()).collect());
         let part = Part::ALL.into_iter().find(|p| p.name() == spec.name);
-        let part = part.ok_or_else(|| Error::bad_data(format!("unknown part {:?}", spec.name)).in_file(bank.path()))?;
+        let part = part
+            .ok_or_else(|| Error::bad_data(format!("unknown part {:?}", spec.name)).in_file(bank.path()))?;
         let source = Origin { file: bank.path().to_owned(), tensor: spec.name.clone() };
         let (rows, cols) = (spec.rows as usize, spec.cols as usize);
         Ok(CodedPart { part, codec: codec(&spec.codec)?, rows, cols, planes, source })

@@ -14,8 +14,14 @@ pub struct Hashes<'scope>(ScopedJoinHandle<'scope, Result<Vec<String>>>);
 
 impl<'scope> Hashes<'scope> {
     /// Starts to hash `paths` on a thread of its own.
-    pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, paths: Vec<PathBuf>, stop: Stop) -> Hashes<'scope> {
-        Hashes(scope.spawn(move || paths.iter().map(|path| InputFile::open(path)?.sha256(&|| stop.requested())).collect()))
+    pub fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        paths: Vec<PathBuf>,
+        stop: Stop,
+    ) -> Hashes<'scope> {
+        Hashes(scope.spawn(move || {
+            paths.iter().map(|path| InputFile::open(path)?.sha256(&|| stop.requested())).collect()
+        }))
     }
 
     /// The SHA-256 of each file in hexadecimal, in the order given.
@@ -23,6 +29,8 @@ impl<'scope> Hashes<'scope> {
     /// # Errors
     /// A file that cannot be read.
     pub fn finish(self) -> Result<Vec<String>> {
-        self.0.join().unwrap_or_else(|_| Err(Error::new(Kind::Io, "the thread that hashes the source files died")))
+        self.0
+            .join()
+            .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the thread that hashes the source files died")))
     }
 }

@@ -3,7 +3,9 @@
 use moepack_convert::spec::Mlp;
 use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
-use moepack_verify::drift::{ExpertDrift, ExpertError, LayerDrift, LogitDrift, RoutingOverlap, SquareSums, WindowDrift};
+use moepack_verify::drift::{
+    ExpertDrift, ExpertError, LayerDrift, LogitDrift, RoutingOverlap, SquareSums, WindowDrift,
+};
 use moepack_verify::forward::{
     ExpertOutput, GatedMlp, Head, HeadScratch, LayerWeights, MoePass, RoutedSum, Stream, Weights, embed,
 };
@@ -62,7 +64,11 @@ impl Pair {
     ///
     /// # Errors
     /// As the forward pass.
-    pub fn route<'a>(&'a self, reference: &'a LayerWeights, bundle: &'a LayerWeights) -> Result<PairPass<'a>> {
+    pub fn route<'a>(
+        &'a self,
+        reference: &'a LayerWeights,
+        bundle: &'a LayerWeights,
+    ) -> Result<PairPass<'a>> {
         Ok(PairPass {
             isa: self.isa,
             reference: MoePass::begin(reference, &self.reference)?,
@@ -92,8 +98,14 @@ impl Pair {
     pub fn finish(self, reference: &dyn Weights, bundle: &dyn Weights) -> Result<Drift> {
         let heads = [Head::load(self.isa, reference)?, Head::load(self.isa, bundle)?];
         let ranges: Vec<_> = self.windows.ranges().collect();
-        let windows = ranges.into_par_iter().map(|range| self.window(&heads, range)).collect::<Result<Vec<_>>>()?;
-        Ok(Drift { windows: self.windows, logits: LogitDrift { windows }, layers: self.layers, experts: self.experts })
+        let windows =
+            ranges.into_par_iter().map(|range| self.window(&heads, range)).collect::<Result<Vec<_>>>()?;
+        Ok(Drift {
+            windows: self.windows,
+            logits: LogitDrift { windows },
+            layers: self.layers,
+            experts: self.experts,
+        })
     }
 
     fn window(&self, heads: &[Head; 2], range: std::ops::Range<usize>) -> Result<WindowDrift> {
@@ -200,7 +212,8 @@ impl PairSums<'_> {
 pub fn check_comparable(reference: &dyn Weights, bundle: &dyn Weights) -> Result<()> {
     let (a, b) = (reference.spec(), bundle.spec());
     let n_experts = |mlp: &Mlp| if let Mlp::Moe(moe) = mlp { moe.n_experts } else { 0 };
-    let experts = |s: &moepack_convert::spec::ModelSpec| s.layers.iter().map(|l| n_experts(&l.mlp)).collect::<Vec<_>>();
+    let experts =
+        |s: &moepack_convert::spec::ModelSpec| s.layers.iter().map(|l| n_experts(&l.mlp)).collect::<Vec<_>>();
     if a.vocab == b.vocab && a.hidden == b.hidden && experts(a) == experts(b) {
         return Ok(());
     }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use moepack_convert::spec::Mlp;
 use moepack_convert::Model;
+use moepack_convert::spec::Mlp;
 use moepack_format::manifest::{FileEntry, Manifest};
 use moepack_format::{Error, Result};
 use moepack_quant::Isa;
@@ -65,6 +65,7 @@ pub struct Outcome {
 /// Whatever is wrong with input, output or recipe; nothing half-written is left but what the same command can go on
 /// with.
 pub fn quantize(session: &Session, job: Job<'_>) -> Result<Outcome> {
+    job.model.check_trunk_scales()?;
     let workspace = Workspace::open(job.target, job.overwrite, &identity(&job))?;
     match run(session, job, &workspace) {
         Ok(outcome) => workspace.publish().map(|()| outcome),
@@ -82,7 +83,9 @@ fn identity(job: &Job<'_>) -> Value {
 /// The recipe as the manifest keeps it, with what it was calibrated on.
 fn recipe_value(job: &Job<'_>) -> Value {
     let calibration = match (&job.calibration, job.stats) {
-        (Some(windows), _) => json!({"tokens": windows.tokens.len(), "tokens_sha256": tokens_sha256(windows)}),
+        (Some(windows), _) => {
+            json!({"tokens": windows.tokens.len(), "tokens_sha256": tokens_sha256(windows)})
+        }
         (None, Some(stats)) => json!({"stats_sha256": stats.sha256(), "tokens": stats.about().n_tokens}),
         (None, None) => Value::Null,
     };
@@ -101,7 +104,8 @@ pub fn tokens_sha256(windows: &Windows) -> String {
 fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {
     let (model, stop) = (job.model, &session.stop);
     let recipe = recipe_value(&job);
-    let sources: Vec<_> = model.files().iter().map(|f| (f.name.clone(), f.path.clone(), f.fingerprint.bytes)).collect();
+    let sources: Vec<_> =
+        model.files().iter().map(|f| (f.name.clone(), f.path.clone(), f.fingerprint.bytes)).collect();
     let paths = sources.iter().map(|(_, path, _)| path.clone()).collect();
     let (manifest, drift, notes) = std::thread::scope(|scope| {
         let hashes = Hashes::start(scope, paths, stop.clone());

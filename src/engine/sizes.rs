@@ -89,7 +89,8 @@ impl Sizes {
         let mut impossible = Vec::new();
         for (layer, spec) in model.spec().layers.iter().enumerate() {
             if let Mlp::Moe(moe) = &spec.mlp {
-                let layer_sizes = sizes.layer(model, choices, (layer, moe.n_experts), align, &mut impossible)?;
+                let layer_sizes =
+                    sizes.layer(model, choices, (layer, moe.n_experts), align, &mut impossible)?;
                 sizes.layers.push(layer_sizes);
             }
         }
@@ -107,12 +108,17 @@ impl Sizes {
         impossible: &mut Vec<Error>,
     ) -> Result<LayerSizes> {
         let mut sizes = LayerSizes { layer, n_experts, ..LayerSizes::default() };
-        sizes.parts = MATRICES.map(|part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 }).to_vec();
+        sizes.parts =
+            MATRICES.map(|part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 }).to_vec();
         for expert in 0..n_experts {
             let (mut source, mut coded, mut record) = (0, 0, 0_u64);
             for stored in model.expert_parts(layer, expert)? {
                 let native = plane_bytes(&stored.codec.planes(stored.rows, stored.cols)?)?;
-                let choice = if stored.part.is_matrix() { choices.get(layer, expert, stored.part)? } else { &Choice::Native };
+                let choice = if stored.part.is_matrix() {
+                    choices.get(layer, expert, stored.part)?
+                } else {
+                    &Choice::Native
+                };
                 let codec = if let Choice::Codec(codec) = choice { codec } else { &stored.codec };
                 let planes = match codec.planes(stored.rows, stored.cols) {
                     Ok(planes) => planes,
@@ -128,7 +134,12 @@ impl Sizes {
                     coded += bytes;
                 }
                 source += native;
-                sizes.add(stored.part, &codec.name(), (stored.rows * stored.cols) as u64, plane_bytes(&planes)?);
+                sizes.add(
+                    stored.part,
+                    &codec.name(),
+                    (stored.rows * stored.cols) as u64,
+                    plane_bytes(&planes)?,
+                );
             }
             sizes.source_bytes += source;
             sizes.payload_bytes += coded;
@@ -167,7 +178,8 @@ impl Sizes {
     /// Bytes of the bundle, the manifest too; headers and manifest are what they are at most.
     pub fn bundle_bytes(&self) -> u64 {
         let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
-        let trunk = self.trunk_bytes + self.n_trunk_tensors * (HEADER_BYTES_A_PLANE + PLANE_ALIGN) + HEADER_BYTES;
+        let trunk =
+            self.trunk_bytes + self.n_trunk_tensors * (HEADER_BYTES_A_PLANE + PLANE_ALIGN) + HEADER_BYTES;
         let n_files = self.layers.len() as u64 + self.n_side_files + self.n_sources + 1;
         let counts = [1, n_files, self.layers.len() as u64, self.n_experts()];
         let manifest: u64 = counts.iter().zip(MANIFEST_BYTES).map(|(n, bytes)| n * bytes).sum();

@@ -86,7 +86,8 @@ impl StatsWriter {
         self.0.write(&name(layer, "tokens"), &bytes)?;
         for (what, of) in [("input", Part::Gate), ("inner", Part::Down)] {
             for expert in experts {
-                let bytes: Vec<u8> = expert.of(of).second_moment.iter().flat_map(|m| m.to_le_bytes()).collect();
+                let bytes: Vec<u8> =
+                    expert.of(of).second_moment.iter().flat_map(|m| m.to_le_bytes()).collect();
                 self.0.write(&name(layer, what), &bytes)?;
             }
         }
@@ -127,7 +128,8 @@ impl StatsFile {
         }
         for (layer, dims) in dims(model) {
             for spec in dims.specs(layer) {
-                let found = header.get(&spec.name).filter(|t| t.dtype == spec.dtype && t.shape[..] == spec.shape[..]);
+                let found =
+                    header.get(&spec.name).filter(|t| t.dtype == spec.dtype && t.shape[..] == spec.shape[..]);
                 let expected = || format!("expected {} of shape {:?}", spec.dtype.name(), spec.shape);
                 found.ok_or_else(|| Error::bad_data(expected()).in_file(path).in_tensor(&spec.name))?;
             }

@@ -38,14 +38,18 @@ impl Workspace {
     pub fn open(target: &Path, overwrite: bool, work: &Value) -> Result<Workspace> {
         refuse_existing(target, overwrite)?;
         let dir = partial_dir(target)?;
-        fs::create_dir(&dir).or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) }).map_err(
-            |e| match e.kind() {
-                std::io::ErrorKind::NotFound => Error::new(Kind::CannotCreate, "the directory of the output does not exist").in_file(target),
+        fs::create_dir(&dir)
+            .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    Error::new(Kind::CannotCreate, "the directory of the output does not exist")
+                        .in_file(target)
+                }
                 _ => Error::io(&e, "create the output directory", &dir),
-            },
-        )?;
+            })?;
         let lock = lock(&dir)?;
-        let mut workspace = Workspace { target: target.to_path_buf(), dir, overwrite, resumed: false, _lock: lock };
+        let mut workspace =
+            Workspace { target: target.to_path_buf(), dir, overwrite, resumed: false, _lock: lock };
         atomic::sweep(&workspace.dir)?;
         workspace.enter(work)?;
         Ok(workspace)
@@ -60,9 +64,12 @@ impl Workspace {
                 return Ok(());
             }
             if !self.overwrite {
-                return Err(Error::plan(format!("unfinished work of another kind is here:\n    {}", differences.join("\n    ")))
-                    .in_file(&self.dir)
-                    .hint("remove that directory, or say --overwrite, to start anew"));
+                return Err(Error::plan(format!(
+                    "unfinished work of another kind is here:\n    {}",
+                    differences.join("\n    ")
+                ))
+                .in_file(&self.dir)
+                .hint("remove that directory, or say --overwrite, to start anew"));
             }
         }
         self.clear()?;
@@ -127,7 +134,8 @@ impl Workspace {
     /// Ends a failed run: what may go on later is kept, what never can is removed.
     pub fn give_up(self, error: Error) -> Error {
         if matches!(error.kind(), Kind::Temporary | Kind::Interrupted | Kind::Io) {
-            return error.hint(format!("finished work is kept in {}; the same command goes on", self.dir.display()));
+            return error
+                .hint(format!("finished work is kept in {}; the same command goes on", self.dir.display()));
         }
         // The error that led here matters more than one of cleaning up.
         let _ = fs::remove_dir_all(&self.dir);
@@ -147,13 +155,15 @@ fn partial_dir(target: &Path) -> Result<PathBuf> {
 /// # Errors
 /// Kind `CannotCreate`.
 pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
-    let cannot = |what: &str, hint: &str| Err(Error::new(Kind::CannotCreate, what).in_file(target).hint(hint));
+    let cannot =
+        |what: &str, hint: &str| Err(Error::new(Kind::CannotCreate, what).in_file(target).hint(hint));
     match fs::symlink_metadata(target) {
         Err(_) => Ok(()),
         Ok(_) if !overwrite => cannot("the output exists", "choose another name, or say --overwrite"),
-        Ok(found) if found.is_dir() && !moepack_format::Bundle::is_bundle(target) => {
-            cannot("the output is a directory that is no bundle", "only a bundle is ever overwritten; choose another name")
-        }
+        Ok(found) if found.is_dir() && !moepack_format::Bundle::is_bundle(target) => cannot(
+            "the output is a directory that is no bundle",
+            "only a bundle is ever overwritten; choose another name",
+        ),
         Ok(found) if !found.is_dir() => cannot("the output is no directory", "choose another name"),
         Ok(_) => Ok(()),
     }
@@ -171,12 +181,15 @@ fn lock(dir: &Path) -> Result<File> {
             .hint("wait until it is done, then run the same command again"));
     }
     let holder = format!("process {} on {}\n", std::process::id(), host());
-    file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(|e| Error::io(&e, "write the lock", &path))?;
+    file.set_len(0)
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(|e| Error::io(&e, "write the lock", &path))?;
     Ok(file)
 }
 
 fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "this host".into(), |h| h.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "this host".into(), |h| h.trim().to_owned())
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -211,13 +224,17 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(e) => Err(Error::io(&e, "read", path)),
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|e| Error::bad_data(format!("not what this program wrote: {e}")).hint("remove the .partial directory"))
+            .map_err(|e| {
+                Error::bad_data(format!("not what this program wrote: {e}"))
+                    .hint("remove the .partial directory")
+            })
             .in_file(path),
     }
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value).map_err(|e| Error::new(Kind::Io, e.to_string())).in_file(path)?;
+    let text =
+        serde_json::to_vec_pretty(value).map_err(|e| Error::new(Kind::Io, e.to_string())).in_file(path)?;
     atomic::write_file(path, &text)
 }
 
@@ -229,7 +246,9 @@ fn differences(at: &str, earlier: &Value, now: &Value) -> Vec<String> {
             keys.sort();
             let join = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
             let null = Value::Null;
-            keys.iter().flat_map(|k| differences(&join(k), a.get(*k).unwrap_or(&null), b.get(*k).unwrap_or(&null))).collect()
+            keys.iter()
+                .flat_map(|k| differences(&join(k), a.get(*k).unwrap_or(&null), b.get(*k).unwrap_or(&null)))
+                .collect()
         }
         _ if earlier == now => Vec::new(),
         _ => vec![format!("{at}: was {}, is {}", short(earlier), short(now))],

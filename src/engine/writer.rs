@@ -7,8 +7,8 @@ use moepack_convert::spec::Mlp;
 use moepack_convert::{CodedExpert, Model};
 use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
 use moepack_format::manifest::{
-    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, Provenance, Tool, Totals,
-    TrunkEntry,
+    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, Provenance, Tool,
+    Totals, TrunkEntry,
 };
 use moepack_format::trunk::{FileSummary, TRUNK_BYTES_DEFAULT, TrunkWriter, split_trunk, trunk_name};
 use moepack_format::{Context, Error, InputFile, PlaneSpec, Result, atomic};
@@ -28,7 +28,12 @@ const TRUNK_NOTE: &str = "trunk";
 ///
 /// # Errors
 /// What cannot be read or written; a requested stop.
-pub fn write_trunk(model: &Model, workspace: &Workspace, progress: &Progress, stop: &Stop) -> Result<Vec<FileSummary>> {
+pub fn write_trunk(
+    model: &Model,
+    workspace: &Workspace,
+    progress: &Progress,
+    stop: &Stop,
+) -> Result<Vec<FileSummary>> {
     if let Some(done) = workspace.note(TRUNK_NOTE)? {
         return Ok(done);
     }
@@ -73,9 +78,17 @@ impl BankSink {
     ///
     /// # Errors
     /// The file cannot be created.
-    pub fn create(dir: &Path, layer: usize, n_experts: usize, align: u64, n_planes: usize) -> Result<BankSink> {
-        let too_many = |_| Error::bad_data(format!("layer {layer} with {n_experts} experts does not fit a bank"));
-        let (layer_id, n) = (u32::try_from(layer).map_err(too_many)?, u32::try_from(n_experts).map_err(too_many)?);
+    pub fn create(
+        dir: &Path,
+        layer: usize,
+        n_experts: usize,
+        align: u64,
+        n_planes: usize,
+    ) -> Result<BankSink> {
+        let too_many =
+            |_| Error::bad_data(format!("layer {layer} with {n_experts} experts does not fit a bank"));
+        let (layer_id, n) =
+            (u32::try_from(layer).map_err(too_many)?, u32::try_from(n_experts).map_err(too_many)?);
         let writer = BankWriter::create(&dir.join(bank_name(layer_id)), layer_id, n, align, n_planes)?;
         Ok(BankSink { writer, layer: layer_id, codecs: BTreeMap::new(), sums: SquareSums::default() })
     }
@@ -91,7 +104,8 @@ impl BankSink {
             self.codecs.entry(name.to_owned()).or_default().push(codec.clone());
             let specs = part.codec.planes(part.rows, part.cols)?;
             let planes = specs.into_iter().zip(part.planes.iter().map(Vec::as_slice)).collect();
-            let spec = PartSpec { name: name.to_owned(), codec, rows: part.rows as u64, cols: part.cols as u64 };
+            let spec =
+                PartSpec { name: name.to_owned(), codec, rows: part.rows as u64, cols: part.cols as u64 };
             parts.push(PartBytes { spec, planes });
         }
         self.writer.write_expert(u32::try_from(index).unwrap_or(u32::MAX), &parts)?;
@@ -148,7 +162,11 @@ pub fn layer_note(layer: usize) -> String {
 ///
 /// # Errors
 /// What cannot be read or written.
-pub fn write_side_files(model: &Model, workspace: &Workspace, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
+pub fn write_side_files(
+    model: &Model,
+    workspace: &Workspace,
+    notes: &mut Vec<String>,
+) -> Result<Vec<FileEntry>> {
     let mut entries = Vec::new();
     for side in model.side_files(notes)? {
         let target = workspace.dir().join(&side.name);
@@ -180,7 +198,11 @@ pub struct Pieces {
 
 /// The manifest of a bundle made from `model`.
 pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
-    let file = |path: &str, bytes, sha256: &str| FileEntry { path: path.to_owned(), bytes, sha256: sha256.to_owned() };
+    let file = |path: &str, bytes, sha256: &str| FileEntry {
+        path: path.to_owned(),
+        bytes,
+        sha256: sha256.to_owned(),
+    };
     let mut files = pieces.side;
     files.extend(pieces.trunk.iter().map(|t| file(&t.file, t.bytes, &t.sha256)));
     files.extend(pieces.layers.iter().map(|l| file(&l.summary.file, l.summary.bytes, &l.summary.sha256)));
@@ -191,7 +213,8 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
     let layers: Vec<LayerEntry> = pieces.layers.into_iter().map(|l| l.entry).collect();
     let trunk: Vec<_> = pieces.trunk.iter().map(|t| TrunkEntry { file: t.file.clone() }).collect();
     let scales = |t: &&moepack_convert::TrunkTensor| !t.is_scale;
-    let trunk_weights = model.trunk_tensors().iter().filter(scales).map(|t| t.shape.iter().product::<u64>()).sum();
+    let trunk_weights =
+        model.trunk_tensors().iter().filter(scales).map(|t| t.shape.iter().product::<u64>()).sum();
     Manifest {
         format: BUNDLE_FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
@@ -207,7 +230,9 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         layers,
         trunk,
         trunk_codecs: BTreeMap::new(),
-        left_out: left_out.map(|(name, reason)| LeftOut { name: name.clone(), reason: reason.clone() }).collect(),
+        left_out: left_out
+            .map(|(name, reason)| LeftOut { name: name.clone(), reason: reason.clone() })
+            .collect(),
         sha256: String::new(),
     }
 }
