@@ -46,7 +46,8 @@ pub struct DriftReport {
     pub ctx: usize,
     /// What the intervals take as independent: windows, or tokens if there is one window only.
     pub ci_unit: Unit,
-    /// Nats. Against a baseline: a lower bound, see `kld_bound`.
+    /// Nats. Against a baseline: estimated without bias from its sampled tail, see `kld_bound`; the other KLD figures
+    /// are then those of the kept tokens and the tail as one token.
     #[serde(deserialize_with = "nan_for_null")]
     pub kld_mean: f64,
     #[serde(deserialize_with = "nans_for_nulls")]
@@ -101,19 +102,16 @@ pub struct KldBound {
     /// Mean probability of the tokens that the baseline does not keep.
     #[serde(deserialize_with = "nan_for_null")]
     pub tail_mass_mean: f64,
-    /// The mean KLD, estimated without bias: the lower bound and what sampled tokens of the tail say.
+    /// The mean KLD with the tail taken as one token, which is never more than the whole.
     #[serde(deserialize_with = "nan_for_null")]
-    pub estimate: f64,
-    /// 95 % interval of the estimate.
-    #[serde(deserialize_with = "nans_for_nulls")]
-    pub estimate_ci: [f64; 2],
-    /// The true mean over this text is no less: `kld_mean` less `rounding`.
+    pub coarse: f64,
+    /// The true mean over this text is no less: `coarse` less `rounding`.
     #[serde(deserialize_with = "nan_for_null")]
     pub lower: f64,
     /// The true mean over this text is no more, whatever the tail looks like.
     #[serde(deserialize_with = "nan_for_null")]
     pub upper: f64,
-    /// How far rounding in the file may have moved `kld_mean`, either way.
+    /// How far rounding in the file may have moved `coarse`, either way.
     #[serde(deserialize_with = "nan_for_null")]
     pub rounding: f64,
 }
@@ -129,6 +127,7 @@ impl DriftReport {
     /// The report of the predictions' drift; the caller fills in names, layers, experts and sizes.
     pub fn new(summary: &LogitSummary, ctx: usize) -> DriftReport {
         let tail = summary.tail.as_ref();
+        let kld_mean = tail.map_or(&summary.kld_mean, |t| &t.estimate);
         DriftReport {
             schema: DRIFT_SCHEMA.to_owned(),
             bundle: String::new(),
@@ -138,8 +137,8 @@ impl DriftReport {
             n_windows: summary.n_windows,
             ctx,
             ci_unit: summary.ci_unit,
-            kld_mean: summary.kld_mean.value,
-            kld_mean_ci: summary.kld_mean.ci,
+            kld_mean: kld_mean.value,
+            kld_mean_ci: kld_mean.ci,
             kld_p99: summary.kld_p99.value,
             kld_p99_ci: summary.kld_p99.ci,
             kld_p999: summary.kld_p999.value,
@@ -156,8 +155,7 @@ impl DriftReport {
             perplexity_ratio_ci: summary.perplexity_ratio.ci,
             kld_bound: tail.map(|t| KldBound {
                 tail_mass_mean: t.tail_mass,
-                estimate: t.estimate.value,
-                estimate_ci: t.estimate.ci,
+                coarse: summary.kld_mean.value,
                 lower: t.lower,
                 upper: t.upper,
                 rounding: t.rounding,

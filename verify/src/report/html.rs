@@ -109,12 +109,10 @@ fn baseline(report: &DriftReport) -> String {
     let Some(b) = &report.kld_bound else { return String::new() };
     format!(
         "<p>The reference is a baseline file. It keeps the most likely tokens; {} of the probability lies in the \
-         rest. The KLD figures above take the rest as one token and so are lower bounds. Over all tokens the mean KLD \
-         is {} nats by an unbiased estimate (95 % interval {} … {}), at least {} and at most {}.</p>\n",
+         rest. The mean KLD is estimated without bias from a sample of the rest; with the rest as one token it is {}, and \
+         so are the other KLD figures taken. The true mean is at least {} and at most {}.</p>\n",
         percent(b.tail_mass_mean),
-        number(b.estimate),
-        number(b.estimate_ci[0]),
-        number(b.estimate_ci[1]),
+        number(b.coarse),
         number(b.lower),
         number(b.upper)
     )

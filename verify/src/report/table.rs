@@ -71,13 +71,11 @@ fn figures(report: &DriftReport) -> String {
 fn baseline_note(report: &DriftReport) -> String {
     let Some(b) = &report.kld_bound else { return String::new() };
     format!(
-        "The baseline keeps the most likely tokens; {} of the probability lies in the rest. KLD figures above take\n\
-         the rest as one token, and so are lower bounds. Mean KLD of all tokens: {} estimated ({} … {}),\n\
-         at least {}, at most {}.\n\n",
+        "The baseline keeps the most likely tokens; {} of the probability lies in the rest. The mean KLD is\n\
+         estimated without bias from a sample of the rest; with the rest as one token it is {}, and so are the other\n\
+         KLD figures taken. The true mean is at least {} and at most {}.\n\n",
         super::percent(b.tail_mass_mean),
-        number(b.estimate),
-        number(b.estimate_ci[0]),
-        number(b.estimate_ci[1]),
+        number(b.coarse),
         number(b.lower),
         number(b.upper),
     )
