@@ -19,13 +19,16 @@ impl Stop {
     /// The operating system refuses a handler.
     pub fn on_signals() -> Result<Stop> {
         let stop = Stop::default();
-        use signal_hook::consts::{SIGINT, SIGTERM};
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+        let cannot = |signal| move |e| Error::new(Kind::Io, format!("cannot handle signal {signal}: {e}"));
         for (signal, flag, code) in [(SIGINT, &stop.interrupted, 130), (SIGTERM, &stop.terminated, 75)] {
             // First registered, first run: the shutdown looks at the flag before this signal sets it.
             signal_hook::flag::register_conditional_shutdown(signal, code, flag.clone())
                 .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-                .map_err(|e| Error::new(Kind::Io, format!("cannot handle signal {signal}: {e}")))?;
+                .map_err(cannot(signal))?;
         }
+        // A file that outgrows `ulimit -f` is an error of that write, not the end of the process.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(cannot(SIGXFSZ))?;
         Ok(stop)
     }
 

@@ -45,7 +45,7 @@ impl Workspace {
                     Error::new(Kind::CannotCreate, "the directory of the output does not exist")
                         .in_file(target)
                 }
-                _ => Error::io(&e, "create the output directory", &dir),
+                _ => Error::output(&e, "create the output directory", &dir),
             })?;
         let lock = lock(&dir)?;
         let mut workspace =

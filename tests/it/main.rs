@@ -5,6 +5,7 @@
 mod cli;
 mod determinism;
 mod drift;
+mod environment;
 mod goldens;
 mod hostile;
 mod integrity;

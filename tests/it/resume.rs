@@ -36,6 +36,25 @@ fn unfinished_work_of_another_recipe_is_refused_with_the_difference() {
     assert!(!work.path().join("out.moepack").exists());
 }
 
+#[test]
+fn unfinished_work_on_a_source_that_changed_is_refused() {
+    let work = tempfile::tempdir().unwrap();
+    stop_within(work.path(), "KILL");
+    // The journal knows the files by length and time of change; a copy has another time.
+    let (from, copy) = (fixture("tiny-deepseek-v3"), work.path().join("copy"));
+    std::fs::create_dir(&copy).unwrap();
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::write(copy.join(file), std::fs::read(from.join(file)).unwrap()).unwrap();
+    }
+    let mut again = args("out.moepack");
+    again[1] = "copy".to_owned();
+    let run = moepack(work.path(), &again);
+    assert_eq!(run.code, Some(78), "{}", run.stderr);
+    assert!(run.stderr.contains("model.safetensors") || run.stderr.contains("sources"), "{}", run.stderr);
+    again.push("--overwrite".to_owned());
+    succeeds(work.path(), &again);
+}
+
 /// Stops a run by a signal, looks at what it says, goes on, and compares with a run of its own.
 fn interrupted(signal: &str, exit: Option<i32>) {
     let work = tempfile::tempdir().unwrap();

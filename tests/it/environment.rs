@@ -1,0 +1,89 @@
+//! What the world around a run can refuse, and what the run then says and leaves.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::{assert_same, fixture, listing, moepack, succeeds};
+
+#[test]
+fn a_file_that_outgrows_its_limit_is_temporary_and_goes_on_later() {
+    let work = tempfile::tempdir().unwrap();
+    // 500 KiB: the trunk does not fit.
+    let output = under("ulimit -f 1000", work.path(), &quantize("out.moepack"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("File too large") && said.contains("hint:"), "{said}");
+    assert!(!work.path().join("out.moepack").exists());
+    succeeds(work.path(), &quantize("out.moepack"));
+    succeeds(work.path(), &quantize("whole.moepack"));
+    assert_same(
+        &work.path().join("whole.moepack"),
+        &work.path().join("out.moepack"),
+        "after a refused write",
+    );
+}
+
+#[test]
+fn few_file_descriptors_are_enough() {
+    let work = tempfile::tempdir().unwrap();
+    let output = under("ulimit -n 32", work.path(), &quantize("out.moepack"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_error() {
+    let work = tempfile::tempdir().unwrap();
+    let model = fixture("tiny-deepseek-v3");
+    let pipe = format!(
+        "set -o pipefail; '{}' inspect '{}' --json | true",
+        env!("CARGO_BIN_EXE_moepack"),
+        model.display()
+    );
+    let output = Command::new("bash").args(["-c", &pipe]).current_dir(work.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("panicked") && !said.contains("bug in moepack"), "{said}");
+    assert!(!said.contains("error:"), "{said}");
+}
+
+#[test]
+fn an_output_that_cannot_be_created_is_refused_before_any_work() {
+    let work = tempfile::tempdir().unwrap();
+    std::fs::write(work.path().join("file"), "in the way").unwrap();
+    let before = listing(work.path());
+    for (output, exit) in [("nowhere/out.moepack", 73), ("file/out.moepack", 73), ("file", 73)] {
+        let run = moepack(work.path(), &quantize(output));
+        assert_eq!(run.code, Some(exit), "{output}: {}", run.stderr);
+        assert!(run.stderr.contains(output.split('/').next().unwrap()), "{}", run.stderr);
+        assert_eq!(listing(work.path()), before, "{output} left something");
+    }
+}
+
+#[test]
+fn an_output_inside_the_input_is_wrong_usage() {
+    let work = tempfile::tempdir().unwrap();
+    let model = work.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("random/qwen3_moe").join(file), model.join(file)).unwrap();
+    }
+    let before = listing(work.path());
+    for output in ["model", "model/out.moepack", "model/../model/out.moepack"] {
+        let run =
+            moepack(work.path(), &["quantize", "model", "-o", output, "--codec", "int8", "--overwrite"]);
+        assert_eq!(run.code, Some(2), "{output}: {}", run.stderr);
+        assert_eq!(listing(work.path()), before, "{output} left something");
+    }
+}
+
+/// Runs the binary after a shell command that sets a limit.
+fn under(limit: &str, dir: &Path, args: &[String]) -> Output {
+    let script = format!("{limit} && exec \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_moepack")]).args(args).current_dir(dir).output().unwrap()
+}
+
+fn quantize(out: &str) -> Vec<String> {
+    let model = fixture("tiny-deepseek-v3");
+    let args = ["quantize", model.to_str().unwrap(), "-o", out, "--codec", "int4"];
+    args.into_iter().map(str::to_owned).collect()
+}
