@@ -83,17 +83,17 @@ impl CodedExpert {
     /// # Errors
     /// As [`CodedPart::decode`]; a matrix that is missing.
     pub fn decode(&self, isa: Isa) -> Result<Expert> {
-        let bias = |part| self.part(part).map(|p| p.decode(isa)).transpose();
+        let decoded = |part| self.part(part).map(|p| p.decode(isa)).transpose();
         let matrix = |part: Part| {
-            bias(part)?.ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))
+            decoded(part)?.ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))
         };
         Ok(Expert {
             gate: matrix(Part::Gate)?,
             up: matrix(Part::Up)?,
             down: matrix(Part::Down)?,
-            gate_bias: bias(Part::GateBias)?,
-            up_bias: bias(Part::UpBias)?,
-            down_bias: bias(Part::DownBias)?,
+            gate_bias: decoded(Part::GateBias)?,
+            up_bias: decoded(Part::UpBias)?,
+            down_bias: decoded(Part::DownBias)?,
         })
     }
 

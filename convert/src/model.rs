@@ -15,7 +15,7 @@ use crate::encoding::BlockSize;
 use crate::family::{Family, Mtp};
 use crate::hparams::Config;
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::spec::{Mlp, ModelSpec, Role};
+use crate::spec::{ModelSpec, Role};
 
 mod experts;
 #[cfg(test)]
@@ -167,11 +167,8 @@ fn check_bundle(bundle: &Bundle, family: &Family, spec: &ModelSpec) -> Result<()
     if let Some((name, codec)) = bundle.manifest.trunk_codecs.first_key_value() {
         return bad(format!("trunk tensor {name} is stored as {codec}, which this version cannot read"));
     }
-    let moe = spec.layers.iter().enumerate().filter_map(|(l, layer)| match &layer.mlp {
-        Mlp::Moe(moe) => Some((l as u64, moe.n_experts as u64)),
-        Mlp::Dense { .. } => None,
-    });
-    let expected: Vec<(u64, u64)> = moe.collect();
+    let expected: Vec<(u64, u64)> =
+        spec.moe_layers().map(|(l, moe)| (l as u64, moe.n_experts as u64)).collect();
     let found: Vec<(u64, u64)> =
         bundle.layers().iter().map(|l| (u64::from(l.layer), u64::from(l.n_experts))).collect();
     match expected.iter().zip(&found).find(|(e, f)| e != f) {

@@ -22,6 +22,23 @@ pub struct ModelSpec {
     pub layers: Vec<LayerSpec>,
 }
 
+impl ModelSpec {
+    /// Layers with routed experts, ascending.
+    pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &Moe)> {
+        self.layers.iter().enumerate().filter_map(|(l, layer)| Some((l, layer.mlp.moe()?)))
+    }
+
+    /// Routed experts of all layers.
+    pub fn n_experts(&self) -> u64 {
+        self.moe_layers().map(|(_, moe)| moe.n_experts as u64).sum()
+    }
+
+    /// Weights of all routed experts, biases not counted.
+    pub fn expert_weights(&self) -> u64 {
+        self.moe_layers().map(|(_, moe)| moe.n_experts as u64 * moe.weights_each(self.hidden)).sum()
+    }
+}
+
 /// One transformer layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
@@ -156,6 +173,13 @@ pub enum Mlp {
     Moe(Moe),
 }
 
+impl Mlp {
+    /// The routed experts, where there are any.
+    pub fn moe(&self) -> Option<&Moe> {
+        if let Mlp::Moe(moe) = self { Some(moe) } else { None }
+    }
+}
+
 /// Routed experts with their router and shared experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moe {
@@ -173,6 +197,13 @@ pub struct Moe {
     pub router: Router,
     /// Shared experts, taken together as one MLP.
     pub shared: Option<Shared>,
+}
+
+impl Moe {
+    /// Weights of one routed expert in a model of this width: gate, up and down.
+    pub fn weights_each(&self, hidden: usize) -> u64 {
+        3 * hidden as u64 * self.inter as u64
+    }
 }
 
 /// Shared experts.

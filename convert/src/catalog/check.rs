@@ -11,7 +11,7 @@ use crate::encoding::{encoding, is_blocks, stored_shape};
 use crate::family::{ExpertLayout, Holds, Mtp, Piece};
 use crate::limits::LISTED_MAX;
 use crate::names;
-use crate::spec::{Mlp, Part, Role};
+use crate::spec::{Part, Role};
 
 /// Endings of storage schemes that are known but not read.
 const FOREIGN: &[(&str, &str)] = &[
@@ -83,7 +83,7 @@ impl Claims<'_> {
 
     /// Shape of the tensor that holds a piece.
     fn expert_shape(&self, piece: &Piece, layer: usize, name: &str) -> Option<Vec<u64>> {
-        let Mlp::Moe(moe) = &self.source.spec.layers.get(layer)?.mlp else { return None };
+        let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
         let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
         let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
         Some(match (is_matrix, piece.transposed) {
@@ -233,7 +233,7 @@ impl Claims<'_> {
         scales: Option<&SourceTensor>,
     ) -> Result<()> {
         let Some(experts) = catalog.layer(layer) else { return Ok(()) };
-        let Some(Mlp::Moe(moe)) = self.source.spec.layers.get(layer).map(|l| &l.mlp) else { return Ok(()) };
+        let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
         let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
         let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
         if is_blocks(&tensor.name) && !cols.is_multiple_of(32) {

@@ -1,7 +1,7 @@
 //! The routed experts of a model: read from a checkpoint's tensors or a bundle's bank, turned into canonical
 //! orientation without rounding.
 
-use moepack_format::{Bundle, Error, Result};
+use moepack_format::{Bank, Error, Result};
 use moepack_quant::{CodecRef, Planes, codec};
 
 use super::{Model, to_usize};
@@ -11,7 +11,7 @@ use crate::coded::{CodedExpert, CodedPart, Origin};
 use crate::encoding::{check_scales, encoding};
 use crate::family::{Holds, Piece, Split};
 use crate::layout::{Columns, split_rows, transpose_columns};
-use crate::spec::{Mlp, Moe, Part};
+use crate::spec::{Moe, Part};
 
 /// What is stored of one part of an expert, known without reading it.
 #[derive(Clone, Debug)]
@@ -47,17 +47,36 @@ impl Model {
     /// No such expert; what cannot be read; scales that are no positive, finite, normal numbers.
     pub fn expert(&self, layer: usize, expert: usize) -> Result<CodedExpert> {
         let (experts, moe) = self.layer_experts(layer, expert)?;
-        let mut parts = match &self.bundle {
-            Some(bundle) => self.read_record(bundle, moe, layer, expert)?,
-            None => {
-                let mut parts = Vec::with_capacity(Part::ALL.len());
-                for tensors in &experts.pieces {
-                    let stored = self.stored_piece(experts, moe, tensors, expert)?;
-                    parts.extend(self.read_piece(&stored, expert)?);
-                }
-                parts
-            }
-        };
+        if let Some(bundle) = &self.bundle {
+            return self.expert_of_bank(bundle.bank(to_u32(layer)?)?, layer, expert);
+        }
+        let mut parts = Vec::with_capacity(Part::ALL.len());
+        for tensors in &experts.pieces {
+            let stored = self.stored_piece(experts, moe, tensors, expert)?;
+            parts.extend(self.read_piece(&stored, expert)?);
+        }
+        parts.sort_by_key(|p| p.part);
+        Ok(CodedExpert { parts })
+    }
+
+    /// An expert as a bank has it, checksum compared: a bundle's own bank, or one that was coded from this model.
+    ///
+    /// # Errors
+    /// No such expert; a record that cannot be read, or whose parts are not those of this model.
+    pub fn expert_of_bank(&self, bank: &Bank, layer: usize, expert: usize) -> Result<CodedExpert> {
+        let (_, moe) = self.layer_experts(layer, expert)?;
+        let record = bank.read(to_u32(expert)?, true)?;
+        let mut parts = Vec::with_capacity(Part::ALL.len());
+        for view in record.parts() {
+            let spec = view.spec;
+            let tensor = format!("layer {layer} expert {expert} {}", spec.name);
+            let source = Origin { file: bank.path().to_owned(), tensor };
+            let coded = self.check_part(moe, &spec.name, [spec.rows, spec.cols]);
+            let coded = coded.and_then(|found| Ok((found, known_codec(&spec.codec)?)));
+            let ((part, rows, cols), codec) = coded.map_err(|e| source.locate(e))?;
+            let planes = view.planes.iter().map(|p| p.to_vec()).collect();
+            parts.push(CodedPart { part, codec, rows, cols, planes, source });
+        }
         parts.sort_by_key(|p| p.part);
         Ok(CodedExpert { parts })
     }
@@ -73,7 +92,7 @@ impl Model {
             for info in bundle.bank(to_u32(layer)?)?.parts(to_u32(expert)?)? {
                 let (part, rows, cols) =
                     self.check_part(moe, &info.spec.name, [info.spec.rows, info.spec.cols])?;
-                parts.push(StoredPart { part, codec: codec(&info.spec.codec)?, rows, cols });
+                parts.push(StoredPart { part, codec: known_codec(&info.spec.codec)?, rows, cols });
             }
         } else {
             for tensors in &experts.pieces {
@@ -90,33 +109,10 @@ impl Model {
 
     fn layer_experts(&self, layer: usize, expert: usize) -> Result<(&LayerExperts, &Moe)> {
         let experts = self.catalog.layer(layer).filter(|l| expert < l.n_experts);
-        let moe = self.spec.layers.get(layer).and_then(|l| match &l.mlp {
-            Mlp::Moe(moe) => Some(moe),
-            Mlp::Dense { .. } => None,
-        });
+        let moe = self.spec.layers.get(layer).and_then(|l| l.mlp.moe());
         experts.zip(moe).ok_or_else(|| {
             Error::bad_data(format!("no expert {expert} in layer {layer}")).in_file(self.root())
         })
-    }
-
-    fn read_record(&self, bundle: &Bundle, moe: &Moe, layer: usize, expert: usize) -> Result<Vec<CodedPart>> {
-        let bank = bundle.bank(to_u32(layer)?)?;
-        let record = bank.read(to_u32(expert)?, true)?;
-        let mut parts = Vec::with_capacity(Part::ALL.len());
-        for view in record.parts() {
-            let spec = view.spec;
-            let place = || Origin {
-                file: bank.path().to_owned(),
-                tensor: format!("layer {layer} expert {expert} {}", spec.name),
-            };
-            let made =
-                self.check_part(moe, &spec.name, [spec.rows, spec.cols]).and_then(|(part, rows, cols)| {
-                    let planes: Planes = view.planes.iter().map(|p| p.to_vec()).collect();
-                    Ok(CodedPart { part, codec: codec(&spec.codec)?, rows, cols, planes, source: place() })
-                });
-            parts.push(made.map_err(|e| place().locate(e))?);
-        }
-        Ok(parts)
     }
 
     /// A part of a record is one that the model has, in the shape that config.json says.
@@ -240,6 +236,12 @@ impl Stored<'_> {
         }
         split_rows(plane, plane.len() / self.rows.max(1), split)
     }
+}
+
+/// The codec that a bank names. An unknown name is a fault of the file, not of the user.
+fn known_codec(name: &str) -> Result<CodecRef> {
+    codec(name)
+        .map_err(|e| Error::bad_data(e.what()).hint("a later version of moepack may have written this"))
 }
 
 fn to_u32(n: usize) -> Result<u32> {

@@ -54,6 +54,12 @@ impl Model {
         &self.catalog.trunk
     }
 
+    /// Numbers in the trunk, scales not counted.
+    pub fn trunk_weights(&self) -> u64 {
+        let n = |t: &TrunkTensor| t.shape.iter().fold(1, |n: u64, &d| n.saturating_mul(d));
+        self.catalog.trunk.iter().filter(|t| !t.is_scale).map(n).sum()
+    }
+
     /// Bytes of a trunk tensor as they are stored, from `offset`.
     ///
     /// # Errors

@@ -55,6 +55,11 @@ impl SquareSums {
         self.reference += later.reference;
     }
 
+    /// Σ (b − a)² / Σ a²: what a codec loses. 0 where there is nothing to lose.
+    pub fn relative(&self) -> f64 {
+        if self.reference > 0.0 { self.difference / self.reference } else { 0.0 }
+    }
+
     /// ‖b − a‖ / ‖a‖; 0 where both are nothing, infinite where only the reference is.
     pub fn rel_error(&self) -> f64 {
         if self.difference == 0.0 && self.reference == 0.0 {
