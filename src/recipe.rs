@@ -19,10 +19,12 @@
 
 use std::path::Path;
 
-use moepack_convert::spec::Part;
+use moepack_convert::{ModelSpec, Part};
+use moepack_format::bank::check_align;
 use moepack_format::{Context, Error, Result};
 use moepack_quant::CodecRef;
 use moepack_quant::codec::codec;
+use moepack_verify::text::utf8;
 use serde::{Deserialize, Serialize};
 
 /// The codec name that keeps a matrix as it was released, bit for bit.
@@ -31,8 +33,10 @@ pub const NATIVE: &str = "native";
 /// Version of the text.
 pub const SCHEMA: u32 = 1;
 
-/// Alignment of records, unless the recipe says otherwise.
-pub const ALIGN_DEFAULT: u64 = 16384;
+/// Bytes of a recipe file: a rule for each matrix of the largest models takes less.
+const RECIPE_BYTES_MAX: u64 = 64 << 20;
+
+pub use moepack_format::ALIGN_DEFAULT;
 
 /// A recipe as a person writes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,17 +110,8 @@ impl Recipe {
     /// # Errors
     /// The file cannot be read, is no such TOML, or asks for the impossible (kind `Plan`).
     pub fn read(path: &Path) -> Result<Recipe> {
-        const BYTES_MAX: u64 = 64 << 20;
-        let file = moepack_format::InputFile::open(path)?;
-        if file.len() > BYTES_MAX {
-            return Err(Error::bad_data(format!("{} bytes, a recipe has at most {BYTES_MAX}", file.len()))
-                .in_file(path));
-        }
-        let mut bytes = vec![0; usize::try_from(file.len()).unwrap_or(0)];
-        file.read_exact_at(0, &mut bytes)?;
-        let text =
-            String::from_utf8(bytes).map_err(|e| Error::bad_data(format!("not UTF-8: {e}"))).in_file(path)?;
-        Recipe::parse(&text).in_file(path)
+        let bytes = crate::text::read(path, RECIPE_BYTES_MAX)?;
+        utf8(&bytes).and_then(Recipe::parse).in_file(path)
     }
 
     /// Reads the text of a recipe.
@@ -138,12 +133,7 @@ impl Recipe {
     /// The first thing that is wrong (kind `Plan`).
     pub fn validate(&self) -> Result<()> {
         moepack_quant::solve::solver(&self.solver).map_err(as_plan)?;
-        if !self.align.is_power_of_two() || !(4096..=1 << 26).contains(&self.align) {
-            return Err(Error::plan(format!(
-                "align = {}, expected a power of two from 4096 to 64 MiB",
-                self.align
-            )));
-        }
+        check_align(self.align).map_err(as_plan)?;
         for rule in &self.rules {
             choice(&rule.codec).map_err(|e| as_plan(e).in_tensor(rule.tensor.clone()))?;
         }
@@ -173,6 +163,16 @@ pub const MATRICES: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
 /// The name of a matrix in recipes, reports and bundles.
 pub fn matrix_name(layer: usize, expert: usize, part: Part) -> String {
     format!("layers.{layer}.experts.{expert}.{}", part.name())
+}
+
+/// The MoE layers of a model as `(layer, n_experts)`, ascending: what [`Choices::new`] takes.
+pub fn moe_layers(spec: &ModelSpec) -> Vec<(usize, usize)> {
+    spec.moe_layers().map(|(l, moe)| (l, moe.n_experts)).collect()
+}
+
+/// The pattern of a projection in all experts of a layer.
+pub fn matrix_pattern(layer: usize, part: Part) -> String {
+    format!("layers.{layer}.experts.*.{}", part.name())
 }
 
 /// A recipe worked out for a model: the choice of every matrix.

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use clap::Args;
 use moepack_convert::Model;
-use moepack_convert::spec::Mlp;
 use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_verify::forward::{LayerWeights, RoutedSum, ordered};
@@ -95,15 +94,14 @@ fn calibrate(
     mut writer: StatsWriter,
 ) -> Result<Vec<(usize, usize)>> {
     let (isa, hidden) = (Isa::get(), model.spec().hidden);
-    let n_experts = super::options::moe_layers(model).iter().map(|(_, n)| *n as u64).sum();
-    let progress = session.progress("calibrate", 0, n_experts);
+    let progress = session.progress("calibrate", 0, model.spec().n_experts());
     let mut calibration = Calibration::begin(isa, model, windows)?;
     let mut starved = Vec::new();
     for (l, layer) in model.spec().layers.iter().enumerate() {
         session.stop.check()?;
         let weights = LayerWeights::load(isa, model, l)?;
         calibration.enter(&weights)?;
-        let Mlp::Moe(moe) = &layer.mlp else { continue };
+        let Some(moe) = layer.mlp.moe() else { continue };
         let pass = calibration.route(&weights)?;
         let mut sum = RoutedSum::new(&pass);
         let mut stats: Vec<ExpertStats> = Vec::with_capacity(moe.n_experts);

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use moepack_convert::Model;
-use moepack_convert::spec::Mlp;
 use moepack_format::Result;
 use serde::Serialize;
 
 use super::options::OpenArgs;
 use super::{Command, parse};
-use crate::engine::writer::{bits_each, expert_weights};
+use crate::engine::writer::bits_each;
 use crate::output::{print, print_json, table};
 use crate::session::Session;
 use crate::size::human;
@@ -52,7 +51,7 @@ struct Report {
     total_bytes: u64,
     bpw_experts: f64,
     bpw_total: f64,
-    /// Bytes by codec of the experts and dtype of the trunk.
+    /// Bytes of the trunk by element type.
     trunk_dtypes: BTreeMap<String, u64>,
     layers: Vec<LayerReport>,
     left_out: Vec<String>,
@@ -81,16 +80,12 @@ fn report(model: &Model, args: &Arguments) -> Result<Report> {
     let spec = model.spec();
     let mut layers = Vec::new();
     let (mut n_experts, mut n_experts_used) = (0, 0);
-    for (l, layer) in spec.layers.iter().enumerate() {
-        if let Mlp::Moe(moe) = &layer.mlp {
-            (n_experts, n_experts_used) =
-                (n_experts.max(moe.n_experts), n_experts_used.max(moe.n_experts_used));
-            layers.push(layer_report(model, l, moe.n_experts)?);
-        }
+    for (l, moe) in spec.moe_layers() {
+        (n_experts, n_experts_used) = (n_experts.max(moe.n_experts), n_experts_used.max(moe.n_experts_used));
+        layers.push(layer_report(model, l, moe.n_experts)?);
     }
-    let weights = |t: &&moepack_convert::TrunkTensor| !t.is_scale;
     let trunk = model.trunk_tensors();
-    let trunk_weights = trunk.iter().filter(weights).map(|t| t.shape.iter().product::<u64>()).sum();
+    let (expert_weights, trunk_weights) = (spec.expert_weights(), model.trunk_weights());
     let (expert_bytes, trunk_bytes) =
         (layers.iter().map(|l| l.bytes).sum(), trunk.iter().map(|t| t.bytes).sum());
     let mut trunk_dtypes = BTreeMap::new();
@@ -112,13 +107,13 @@ fn report(model: &Model, args: &Arguments) -> Result<Report> {
         vocab: spec.vocab,
         n_experts,
         n_experts_used,
-        expert_weights: expert_weights(model),
+        expert_weights,
         trunk_weights,
         expert_bytes,
         trunk_bytes,
         total_bytes,
-        bpw_experts: bits_each(expert_bytes, expert_weights(model)),
-        bpw_total: bits_each(total_bytes, expert_weights(model) + trunk_weights),
+        bpw_experts: bits_each(expert_bytes, expert_weights),
+        bpw_total: bits_each(total_bytes, expert_weights + trunk_weights),
         trunk_dtypes,
         layers,
         left_out: model.catalog().left_out.iter().map(|(name, reason)| format!("{name}: {reason}")).collect(),

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use moepack_convert::spec::Mlp;
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::{Error, Result};
 use moepack_quant::solve::solver;
@@ -11,7 +10,7 @@ use moepack_quant::solve::solver;
 use crate::engine::allocation::{Limit, recipe_within};
 use crate::engine::sizes::Sizes;
 use crate::output::warn;
-use crate::recipe::{ALIGN_DEFAULT, Choices, Recipe};
+use crate::recipe::{ALIGN_DEFAULT, Choices, Recipe, moe_layers};
 
 /// The codec where none is asked for: the smallest loss that most engines can run.
 pub const CODEC_DEFAULT: &str = "int4-g64";
@@ -81,7 +80,7 @@ impl RecipeArgs {
             None => self.made(model, calibrated)?,
         };
         recipe.validate()?;
-        let choices = Choices::new(&recipe, &moe_layers(model))?;
+        let choices = Choices::new(&recipe, &moe_layers(model.spec()))?;
         let sizes = Sizes::of(model, &choices, recipe.align)?;
         Ok(Prepared { recipe, choices, sizes })
     }
@@ -110,12 +109,4 @@ impl RecipeArgs {
 fn bits(text: &str) -> std::result::Result<f64, String> {
     let bits = text.parse::<f64>().ok().filter(|b| (0.1..=64.0).contains(b));
     bits.ok_or_else(|| format!("{text:?} is no number of bits from 0.1 to 64"))
-}
-
-/// Layers with routed experts, and how many these are.
-pub fn moe_layers(model: &Model) -> Vec<(usize, usize)> {
-    let layers = model.spec().layers.iter().enumerate();
-    layers
-        .filter_map(|(l, layer)| if let Mlp::Moe(moe) = &layer.mlp { Some((l, moe.n_experts)) } else { None })
-        .collect()
 }

@@ -12,7 +12,7 @@ use crate::engine::budget::Budget;
 use crate::engine::sizes::Sizes;
 use crate::engine::writer::bits_each;
 use crate::output::{print, print_json, say, table, write_file};
-use crate::recipe::{Recipe, Rule};
+use crate::recipe::{NATIVE, Recipe, Rule, matrix_pattern};
 use crate::session::Session;
 use crate::size::human;
 
@@ -144,13 +144,11 @@ fn text(r: &Report) -> String {
 /// apart is kept as it is.
 fn spelled_out(recipe: &Recipe, sizes: &Sizes) -> Recipe {
     let parts = || sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
-    if parts().any(|(_, p)| p.codec == "mixed")
-        || recipe.rules.iter().any(|r| r.codec == crate::recipe::NATIVE)
-    {
+    if parts().any(|(_, p)| p.codec == "mixed") || recipe.rules.iter().any(|r| r.codec == NATIVE) {
         return recipe.clone();
     }
     let rule = |(layer, p): (usize, &crate::engine::sizes::PartSizes)| Rule {
-        tensor: format!("layers.{layer}.experts.*.{}", p.part.name()),
+        tensor: matrix_pattern(layer, p.part),
         codec: p.codec.clone(),
         bytes: Some(p.bytes),
         expected_loss: None,

@@ -9,8 +9,7 @@ use moepack_quant::Isa;
 use moepack_verify::drift::SquareSums;
 use moepack_verify::forward::ordered;
 
-use crate::commands::options::moe_layers;
-use crate::recipe::matrix_name;
+use crate::recipe::{matrix_name, moe_layers};
 use crate::session::Session;
 
 /// The recorded error is a sum in another order; this much more is rounding.
@@ -28,7 +27,7 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
         session.stop.check()?;
         damage.extend(trunk(bundle, checkpoint, tensor)?);
     }
-    if moe_layers(bundle) != moe_layers(checkpoint) {
+    if moe_layers(bundle.spec()) != moe_layers(checkpoint.spec()) {
         let what = "the checkpoint has other layers or experts".to_owned();
         damage.push(Damage {
             file: "manifest.json".into(),
@@ -40,7 +39,7 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
         });
         return Ok(damage);
     }
-    for (layer, n_experts) in moe_layers(checkpoint) {
+    for (layer, n_experts) in moe_layers(checkpoint.spec()) {
         damage.extend(experts(session, bundle, checkpoint, layer, n_experts)?);
     }
     Ok(damage)
@@ -108,7 +107,7 @@ fn experts(
         }));
         Ok(())
     })?;
-    let found = if sums.reference > 0.0 { sums.difference / sums.reference } else { 0.0 };
+    let found = sums.relative();
     let recorded = entry.error.unwrap_or(0.0);
     if found > recorded * (1.0 + ERROR_SLACK) || found.is_nan() {
         let what = format!(

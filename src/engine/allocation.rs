@@ -5,7 +5,7 @@
 //! minimised is the relative error times the weights it concerns.
 
 use moepack_convert::Model;
-use moepack_convert::spec::{Mlp, Part};
+use moepack_convert::spec::Part;
 use moepack_format::{Error, Result};
 use moepack_quant::allocate::{Alternative, allocate};
 use moepack_quant::codec::codec;
@@ -14,7 +14,7 @@ use moepack_verify::drift::SquareSums;
 use rayon::prelude::*;
 
 use crate::engine::sizes::Sizes;
-use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA};
+use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA, matrix_pattern, moe_layers};
 
 /// What allocation may choose from, all of which every matrix can hold.
 const CODECS: &[&str] = &[
@@ -68,7 +68,7 @@ pub fn recipe_within(model: &Model, limit: Limit, solver: &str, align: u64) -> R
     };
     match limit {
         Limit::Bits(bits) => {
-            let weights = crate::engine::writer::expert_weights(model);
+            let weights = model.spec().expert_weights();
             choose((bits * weights as f64 / 8.0) as u64)
                 .map_err(|e| Error::plan(format!("--bits {bits} cannot be met: {}", e.what())))
         }
@@ -81,7 +81,7 @@ pub fn recipe_within(model: &Model, limit: Limit, solver: &str, align: u64) -> R
 fn within_bundle(model: &Model, bytes: u64, choose: impl Fn(u64) -> Result<Recipe>) -> Result<Recipe> {
     const ROUNDS: usize = 40;
     let size = |recipe: &Recipe| -> Result<(u64, u64)> {
-        let choices = Choices::new(recipe, &crate::commands::options::moe_layers(model))?;
+        let choices = Choices::new(recipe, &moe_layers(model.spec()))?;
         let sizes = Sizes::of(model, &choices, recipe.align)?;
         Ok((sizes.bundle_bytes(), sizes.payload_bytes()))
     };
@@ -120,7 +120,7 @@ fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe 
     let rule = |(item, &choice): (&Item, &usize)| {
         let alternative = item.alternatives.get(choice);
         Rule {
-            tensor: format!("layers.{}.experts.*.{}", item.layer, item.part.name()),
+            tensor: matrix_pattern(item.layer, item.part),
             codec: CODECS.get(choice).copied().unwrap_or_default().to_owned(),
             bytes: alternative.map(|a| a.bytes),
             expected_loss: alternative.map(|a| a.loss),
@@ -135,12 +135,8 @@ fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe 
 }
 
 fn items(model: &Model, codecs: &[CodecRef]) -> Result<Vec<Item>> {
-    let layers: Vec<_> = model.spec().layers.iter().enumerate().collect();
-    let moe = |&(layer, spec): &(usize, _)| {
-        let spec: &moepack_convert::spec::LayerSpec = spec;
-        if let Mlp::Moe(moe) = &spec.mlp { Some((layer, moe.n_experts)) } else { None }
-    };
-    let places: Vec<_> = layers.iter().filter_map(moe).flat_map(|l| MATRICES.map(|part| (l, part))).collect();
+    let layers = moe_layers(model.spec()).into_iter();
+    let places: Vec<_> = layers.flat_map(|l| MATRICES.map(|part| (l, part))).collect();
     places.into_par_iter().map(|((layer, n), part)| item(model, codecs, layer, n, part)).collect()
 }
 
@@ -165,8 +161,7 @@ fn item(model: &Model, codecs: &[CodecRef], layer: usize, n_experts: usize, part
         for plane in codec.planes(rows, cols)? {
             bytes += plane.bytes()? * n_experts as u64;
         }
-        let relative = if sums.reference > 0.0 { sums.difference / sums.reference } else { 0.0 };
-        Ok(Alternative { bytes, loss: relative * weights })
+        Ok(Alternative { bytes, loss: sums.relative() * weights })
     };
     let alternatives = sums.iter().zip(codecs).map(alternative).collect::<Result<_>>()?;
     Ok(Item { layer, part, alternatives })

@@ -1,12 +1,9 @@
 //! The experts of one layer: each read, run, coded and recorded, on any thread and in a fixed order.
 
-use moepack_convert::Origin;
-use moepack_convert::spec::Part;
-use moepack_convert::{CodedExpert, CodedPart, Model};
-use moepack_format::bank::{Bank, PartView, Record, bank_name};
+use moepack_convert::Model;
+use moepack_format::bank::{Bank, bank_name};
 use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
-use moepack_quant::codec::codec;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
 use moepack_verify::forward::{ExpertOutput, LayerWeights, MoePass, RoutedSum, ordered};
@@ -152,9 +149,10 @@ impl Turns<'_> {
         let stats = fresh.as_ref().or_else(|| self.stored.as_ref()?.get(expert));
         let coded = match &self.bank {
             None => self.coder.code(layer, expert, source, stats)?,
+            // What an earlier run coded.
             Some(bank) => {
-                let record = bank.read(u32::try_from(expert).unwrap_or(u32::MAX), true)?;
-                Coded { expert: from_record(bank, &record)?, sums: SquareSums::default() }
+                let expert = model.expert_of_bank(bank, layer, expert)?;
+                Coded { expert, sums: SquareSums::default() }
             }
         };
         let mut paired = None;
@@ -164,20 +162,6 @@ impl Turns<'_> {
         }
         Ok(Turn { coded, calibrated, n_tokens: fresh.map(|s| s.input.n_tokens), paired, source_bytes })
     }
-}
-
-/// An expert as an earlier run coded it.
-fn from_record(bank: &Bank, record: &Record) -> Result<CodedExpert> {
-    let part = |view: PartView<'_>| {
-        let (spec, planes) = (view.spec, view.planes.iter().map(|p| p.to_vec()).collect());
-        let part = Part::ALL.into_iter().find(|p| p.name() == spec.name);
-        let part = part
-            .ok_or_else(|| Error::bad_data(format!("unknown part {:?}", spec.name)).in_file(bank.path()))?;
-        let source = Origin { file: bank.path().to_owned(), tensor: spec.name.clone() };
-        let (rows, cols) = (spec.rows as usize, spec.cols as usize);
-        Ok(CodedPart { part, codec: codec(&spec.codec)?, rows, cols, planes, source })
-    };
-    Ok(CodedExpert { parts: record.parts().map(part).collect::<Result<_>>()? })
 }
 
 /// What the turns add up to, in order of experts.

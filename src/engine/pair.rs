@@ -1,6 +1,6 @@
 //! The evaluation text on its way through reference and bundle side by side.
 
-use moepack_convert::spec::Mlp;
+use moepack_convert::ModelSpec;
 use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_verify::drift::{
@@ -211,13 +211,12 @@ impl PairSums<'_> {
 /// Another vocabulary or another number of layers or experts (kind `BadData`).
 pub fn check_comparable(reference: &dyn Weights, bundle: &dyn Weights) -> Result<()> {
     let (a, b) = (reference.spec(), bundle.spec());
-    let n_experts = |mlp: &Mlp| if let Mlp::Moe(moe) = mlp { moe.n_experts } else { 0 };
     let experts =
-        |s: &moepack_convert::spec::ModelSpec| s.layers.iter().map(|l| n_experts(&l.mlp)).collect::<Vec<_>>();
+        |s: &ModelSpec| s.layers.iter().map(|l| l.mlp.moe().map(|m| m.n_experts)).collect::<Vec<_>>();
     if a.vocab == b.vocab && a.hidden == b.hidden && experts(a) == experts(b) {
         return Ok(());
     }
-    let say = |s: &moepack_convert::spec::ModelSpec| {
+    let say = |s: &ModelSpec| {
         format!("{} with {} layers, hidden {}, vocab {}", s.family, s.layers.len(), s.hidden, s.vocab)
     };
     Err(Error::bad_data(format!("the bundle is a {}, the reference a {}", say(b), say(a)))

@@ -1,10 +1,10 @@
 //! What a recipe makes of a model, in bytes, from shapes alone: nothing is read but headers.
 
 use moepack_convert::Model;
-use moepack_convert::spec::{Mlp, Part};
+use moepack_convert::spec::Part;
 use moepack_format::{Context, Error, Kind, PlaneSpec, Result};
 
-use crate::recipe::{Choice, Choices, MATRICES, matrix_name};
+use crate::recipe::{Choice, Choices, MATRICES, matrix_name, moe_layers};
 
 /// Alignment of planes inside a record.
 const PLANE_ALIGN: u64 = 256;
@@ -87,12 +87,9 @@ impl Sizes {
             ..Sizes::default()
         };
         let mut impossible = Vec::new();
-        for (layer, spec) in model.spec().layers.iter().enumerate() {
-            if let Mlp::Moe(moe) = &spec.mlp {
-                let layer_sizes =
-                    sizes.layer(model, choices, (layer, moe.n_experts), align, &mut impossible)?;
-                sizes.layers.push(layer_sizes);
-            }
+        for layer in moe_layers(model.spec()) {
+            let layer_sizes = sizes.layer(model, choices, layer, align, &mut impossible)?;
+            sizes.layers.push(layer_sizes);
         }
         refuse(&impossible)?;
         sizes.source_bytes = sizes.trunk_bytes + sizes.layers.iter().map(|l| l.source_bytes).sum::<u64>();

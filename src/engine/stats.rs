@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use moepack_convert::Model;
-use moepack_convert::spec::{Mlp, Part};
+use moepack_convert::spec::Part;
 use moepack_format::trunk::TrunkWriter;
 use moepack_format::{Context, Dtype, Error, Header, InputFile, PlaneSpec, Result};
 use moepack_quant::stats::ColumnStats;
@@ -220,10 +220,8 @@ impl Dims {
 
 fn dims(model: &Model) -> impl Iterator<Item = (usize, Dims)> {
     let hidden = model.spec().hidden;
-    model.spec().layers.iter().enumerate().filter_map(move |(l, layer)| match &layer.mlp {
-        Mlp::Moe(moe) => Some((l, Dims { n_experts: moe.n_experts, hidden, inter: moe.inter })),
-        Mlp::Dense { .. } => None,
-    })
+    let layers = model.spec().moe_layers();
+    layers.map(move |(l, moe)| (l, Dims { n_experts: moe.n_experts, hidden, inter: moe.inter }))
 }
 
 fn name(layer: usize, what: &str) -> String {

@@ -1,7 +1,6 @@
 //! Running a finished model over a text: alone (perplexity), beside its reference (drift), or into a baseline.
 
 use moepack_convert::Model;
-use moepack_convert::spec::Mlp;
 use moepack_format::Result;
 use moepack_quant::Isa;
 use moepack_verify::forward::{self, LayerWeights, ordered};
@@ -16,7 +15,7 @@ use crate::session::Session;
 /// Weights that cannot be read; a requested stop.
 pub fn nll(session: &Session, model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
     let isa = Isa::get();
-    let display = session.progress("perplexity", 0, n_experts(model));
+    let display = session.progress("perplexity", 0, model.spec().n_experts());
     forward::run(isa, model, windows, &|at| {
         display.add(0, u64::from(at.experts_done > 0));
         session.stop.check()
@@ -30,13 +29,13 @@ pub fn nll(session: &Session, model: &Model, windows: &Windows) -> Result<Vec<Ve
 pub fn compare(session: &Session, reference: &Model, bundle: &Model, windows: Windows) -> Result<Drift> {
     check_comparable(reference, bundle)?;
     let isa = Isa::get();
-    let display = session.progress("verify", 0, n_experts(reference));
+    let display = session.progress("verify", 0, reference.spec().n_experts());
     let mut pair = Pair::begin(isa, reference, bundle, windows)?;
     for (l, layer) in reference.spec().layers.iter().enumerate() {
         session.stop.check()?;
         let weights = [LayerWeights::load(isa, reference, l)?, LayerWeights::load(isa, bundle, l)?];
         pair.enter(&weights[0], &weights[1])?;
-        let Mlp::Moe(moe) = &layer.mlp else {
+        let Some(moe) = layer.mlp.moe() else {
             pair.leave(l, None);
             continue;
         };
@@ -58,9 +57,4 @@ pub fn compare(session: &Session, reference: &Model, bundle: &Model, windows: Wi
         pair.leave(l, Some(overlap));
     }
     pair.finish(reference, bundle)
-}
-
-fn n_experts(model: &Model) -> u64 {
-    let of_layer = |mlp: &Mlp| if let Mlp::Moe(moe) = mlp { moe.n_experts as u64 } else { 0 };
-    model.spec().layers.iter().map(|l| of_layer(&l.mlp)).sum()
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::spec::Mlp;
 use moepack_convert::{CodedExpert, Model};
 use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
 use moepack_format::manifest::{
@@ -120,7 +119,7 @@ impl BankSink {
     pub fn finish(self, usage: Option<Vec<u64>>) -> Result<LayerNote> {
         let summary = self.writer.finish()?;
         let codecs = self.codecs.into_iter().map(|(part, each)| (part, folded(each))).collect();
-        let error = (self.sums.reference > 0.0).then(|| self.sums.difference / self.sums.reference);
+        let error = (self.sums.reference > 0.0).then(|| self.sums.relative());
         let entry = LayerEntry {
             layer: self.layer,
             bank: summary.file.clone(),
@@ -212,9 +211,7 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
     let left_out = model.catalog().left_out.iter();
     let layers: Vec<LayerEntry> = pieces.layers.into_iter().map(|l| l.entry).collect();
     let trunk: Vec<_> = pieces.trunk.iter().map(|t| TrunkEntry { file: t.file.clone() }).collect();
-    let scales = |t: &&moepack_convert::TrunkTensor| !t.is_scale;
-    let trunk_weights =
-        model.trunk_tensors().iter().filter(scales).map(|t| t.shape.iter().product::<u64>()).sum();
+    let (expert_weights, trunk_weights) = (model.spec().expert_weights(), model.trunk_weights());
     Manifest {
         format: BUNDLE_FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
@@ -225,7 +222,7 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         family: model.spec().family.to_owned(),
         provenance: Provenance { sources },
         recipe: pieces.recipe,
-        totals: Totals::sum(&files, &layers, &trunk, expert_weights(model), trunk_weights),
+        totals: Totals::sum(&files, &layers, &trunk, expert_weights, trunk_weights),
         files,
         layers,
         trunk,
@@ -240,14 +237,4 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
 /// Bits for each of `weights`; 0 where there are none.
 pub fn bits_each(bytes: u64, weights: u64) -> f64 {
     if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
-}
-
-/// Weights of all routed experts of the backbone, biases not counted.
-pub fn expert_weights(model: &Model) -> u64 {
-    let hidden = model.spec().hidden as u64;
-    let of_layer = |mlp: &Mlp| match mlp {
-        Mlp::Dense { .. } => 0,
-        Mlp::Moe(moe) => 3 * hidden * moe.inter as u64 * moe.n_experts as u64,
-    };
-    model.spec().layers.iter().map(|l| of_layer(&l.mlp)).sum()
 }
