@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::baseline::write_baseline;
+use crate::engine::budget::Budget;
 use crate::engine::stats::config_sha256;
 use crate::output::{print, print_json};
 use crate::session::Session;
@@ -61,6 +62,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     }
     let model = args.open.open(&args.checkpoint)?;
     let windows = args.input.windows(&model, &args.windows)?;
+    Budget::of_text(&[&model], session.threads, &windows).check(session.memory)?;
     let text_sha256 = args.input.text.as_ref().map(|t| InputFile::open(t)?.sha256(&|| false)).transpose()?;
     let meta = Meta {
         tool: format!("moepack {}", env!("CARGO_PKG_VERSION")),

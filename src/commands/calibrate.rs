@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::options::OpenArgs;
 use super::{Command, parse};
+use crate::engine::budget::Budget;
 use crate::engine::calibration::{Calibration, run_expert};
 use crate::engine::quantize::tokens_sha256;
 use crate::engine::stats::{About, ExpertStats, SCHEMA, StatsWriter, config_sha256};
@@ -66,6 +67,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let started = Instant::now();
     let model = args.open.open(&args.checkpoint)?;
     let windows = args.input.windows(&model, &args.windows)?;
+    Budget::of_text(&[&model], session.threads, &windows).check(session.memory)?;
     let n_tokens = windows.tokens.len() as u64;
     let about = About {
         schema: SCHEMA.to_owned(),

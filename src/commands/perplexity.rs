@@ -9,6 +9,7 @@ use moepack_verify::report::PerplexityReport;
 
 use super::options::OpenArgs;
 use super::{Command, parse};
+use crate::engine::budget::Budget;
 use crate::engine::verify::nll;
 use crate::memory::peak_rss_bytes;
 use crate::output::{print, print_json, write_json};
@@ -45,6 +46,7 @@ struct Arguments {
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     let model = args.open.open(&args.model)?;
     let windows = args.input.windows(&model, &args.windows)?;
+    Budget::of_text(&[&model], session.threads, &windows).check(session.memory)?;
     let started = Instant::now();
     let nlls = nll(session, &model, &windows)?;
     let seconds = started.elapsed().as_secs_f64();

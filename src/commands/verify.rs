@@ -13,6 +13,7 @@ use moepack_verify::report::{DriftReport, ReferenceKind};
 use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::baseline::against_baseline;
+use crate::engine::budget::Budget;
 use crate::engine::pair::Drift;
 use crate::engine::stats::config_sha256;
 use crate::engine::verify::compare;
@@ -109,6 +110,7 @@ fn with_model(args: &Arguments, session: &Session, bundle: &Model) -> Result<Dri
     let reference = args.open.open(&args.reference)?;
     let input = InputArgs { text: args.text.clone(), tokens: args.tokens.clone() };
     let windows = input.windows(&reference, &args.windows)?;
+    Budget::of_text(&[&reference, bundle], session.threads, &windows).check(session.memory)?;
     let drift = compare(session, &reference, bundle, windows)?;
     let names = (args.bundle.display().to_string(), args.reference.display().to_string());
     let mut report = drift_report(drift, &names.0, &names.1, bundle.bundle().map(|b| &b.manifest));
@@ -134,6 +136,7 @@ fn with_baseline(args: &Arguments, session: &Session, bundle: &Model) -> Result<
             .in_file(&args.reference)
             .hint("make a baseline of the bundle's own checkpoint"));
     }
+    Budget::of_text(&[bundle], session.threads, baseline.windows()).check(session.memory)?;
     let (logits, ctx) = against_baseline(session, bundle, &baseline)?;
     let mut report = DriftReport::new(&logits.summary(), ctx);
     report.reference_kind = ReferenceKind::Baseline;

@@ -1,9 +1,10 @@
 //! What a run will take: memory, disk and time, known before it begins.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::Model;
-use moepack_convert::spec::Mlp;
+use moepack_convert::spec::Attention;
+use moepack_convert::{Model, ModelSpec, Role};
 use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
 
@@ -14,12 +15,18 @@ use crate::size::human;
 const BASE_BYTES: u64 = 48 << 20;
 /// Headers and catalog, for each tensor.
 const BYTES_A_TENSOR: u64 = 400;
+/// Routing and results of one token in one stream.
+const BYTES_A_TOKEN: u64 = 100;
+/// Logits that a thread holds.
+const LOGIT_BYTES: u64 = 16 << 20;
+/// A long matrix is decoded in parts of this size, beside what it is packed into.
+const PART_BYTES_MAX: u64 = 192 << 20;
 /// Results that may wait for their turn, for each thread.
 const AHEAD: u64 = 2;
 /// Weights that one thread codes in a second, for the estimate of time.
 const WEIGHTS_A_SECOND: f64 = 60e6;
 
-/// The memory a run needs, and how it was worked out.
+/// What a run needs.
 #[derive(Clone, Debug)]
 pub struct Budget {
     bytes: u64,
@@ -36,52 +43,49 @@ impl Budget {
         calibration: Option<&Windows>,
         evaluation: Option<&Windows>,
     ) -> Budget {
-        let spec = model.spec();
-        let n_tensors = model.trunk_tensors().len() as u64 + 9 * sizes.n_experts();
-        let inter_max = spec
-            .layers
-            .iter()
-            .map(|l| if let Mlp::Moe(moe) = &l.mlp { moe.inter } else { 0 })
-            .max()
-            .unwrap_or(0);
-        let expert_f32 = 3 * 4 * (spec.hidden * inter_max) as u64;
+        let (spec, threads) = (model.spec(), threads as u64);
         // A thread holds the released expert, one matrix in f32 and one being coded; finished ones wait coded.
-        let mut thread =
-            sizes.expert_source_bytes_max + expert_f32 / 3 + sizes.expert_coded_bytes_max * (1 + AHEAD);
-        let mut streams = 0;
-        let tokens = |w: Option<&Windows>| w.map_or(0, |w| w.tokens.len() as u64);
-        let row = 4 * spec.hidden as u64;
-        let (calibration, evaluation) = (tokens(calibration), tokens(evaluation));
-        if calibration + evaluation > 0 {
-            // Streams and their sums, two of each for the evaluation; routing.
-            streams = row * 2 * (calibration + 2 * evaluation) + 100 * (calibration + 2 * evaluation);
-            // Decoded and packed experts, and their outputs for the share of tokens they get.
-            let share = spec
-                .layers
-                .iter()
-                .filter_map(|l| {
-                    if let Mlp::Moe(m) = &l.mlp {
-                        Some(m.n_experts_used as f64 / m.n_experts as f64)
-                    } else {
-                        None
-                    }
-                })
-                .fold(0.0, f64::max);
-            let outputs = (row * (calibration + 3 * evaluation)) as f64 * share;
-            thread += 3 * expert_f32 + (outputs * (1 + AHEAD) as f64) as u64;
-            streams += largest_layer(model) * 2;
+        let coded = sizes.expert_coded_bytes_max * (1 + AHEAD);
+        let mut layers = threads * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded);
+        let (mut streams, mut head) = (0, 0);
+        // The evaluation is two streams, and its experts run three times: see `Pair`.
+        for (windows, n_streams, n_runs) in [(calibration, 1, 1), (evaluation, 2, 3)] {
+            let Some(windows) = windows else { continue };
+            let n_tokens = windows.tokens.len() as u64;
+            streams += stream_bytes(spec, n_streams * n_tokens);
+            layers += threads * output_bytes(spec, n_runs * n_tokens);
         }
-        let bytes = BASE_BYTES + n_tensors * BYTES_A_TENSOR + threads as u64 * thread + streams;
+        if let Some(ctx) = [calibration, evaluation].into_iter().flatten().map(Windows::ctx).max() {
+            layers += layer_bytes_max(model) + threads * (3 * expert_bytes(spec) + window_bytes(spec, ctx));
+            head = if evaluation.is_some() { head_bytes(model) + 2 * threads * LOGIT_BYTES } else { 0 };
+        }
+        let bytes = BASE_BYTES + header_bytes(model) + streams + layers.max(head);
         let seconds = sizes.expert_weights() as f64 / (WEIGHTS_A_SECOND * threads as f64);
         Budget { bytes, bundle_bytes: sizes.bundle_bytes(), seconds }
     }
 
-    /// Peak memory.
+    /// Of pushing a text through a model, or through two side by side.
+    pub fn of_text(models: &[&Model], threads: usize, windows: &Windows) -> Budget {
+        let (threads, n_tokens) = (threads as u64, windows.tokens.len() as u64);
+        let (mut bytes, mut layers, mut head) = (BASE_BYTES, 0, 0);
+        for (i, model) in models.iter().enumerate() {
+            let spec = model.spec();
+            // The second model's experts run on both streams.
+            let outputs = output_bytes(spec, n_tokens * (1 + i as u64));
+            let thread = 3 * expert_bytes(spec) + outputs + window_bytes(spec, windows.ctx());
+            bytes += header_bytes(model) + stream_bytes(spec, n_tokens);
+            layers += layer_bytes_max(model) + threads * thread;
+            head += head_bytes(model) + threads * LOGIT_BYTES;
+        }
+        Budget { bytes: bytes + layers.max(head), bundle_bytes: 0, seconds: 0.0 }
+    }
+
+    /// Peak memory in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Time without texts.
+    /// Seconds without texts.
     pub fn seconds(&self) -> f64 {
         self.seconds
     }
@@ -122,11 +126,54 @@ impl Budget {
     }
 }
 
-/// Bytes in f32 of the largest layer's trunk.
-fn largest_layer(model: &Model) -> u64 {
-    let mut layers = std::collections::BTreeMap::<Option<usize>, u64>::new();
-    for tensor in model.trunk_tensors().iter().filter(|t| !t.is_scale) {
-        *layers.entry(tensor.layer).or_default() += 4 * tensor.shape.iter().product::<u64>();
+/// Headers and catalog; an expert has up to nine tensors.
+fn header_bytes(model: &Model) -> u64 {
+    (model.trunk_tensors().len() as u64 + 9 * model.spec().n_experts()) * BYTES_A_TENSOR
+}
+
+/// The largest expert in f32.
+fn expert_bytes(spec: &ModelSpec) -> u64 {
+    4 * spec.moe_layers().map(|(_, moe)| moe.weights_each(spec.hidden)).max().unwrap_or(0)
+}
+
+/// Residual streams of so many tokens in all, with the sums of experts that are added to them.
+fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
+    n_tokens * (2 * 4 * spec.hidden as u64 + BYTES_A_TOKEN)
+}
+
+/// Outputs of experts that a thread works on or that wait, for the share of the tokens that an expert gets.
+fn output_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
+    let share =
+        |(_, moe): (usize, &moepack_convert::spec::Moe)| moe.n_experts_used as f64 / moe.n_experts as f64;
+    let share = spec.moe_layers().map(share).fold(0.0, f64::max);
+    ((n_tokens * 4 * spec.hidden as u64 * (1 + AHEAD)) as f64 * share) as u64
+}
+
+/// Queries, keys, values and outputs of one window of `ctx` tokens.
+fn window_bytes(spec: &ModelSpec, ctx: usize) -> u64 {
+    let values = |attention: &Attention| match attention {
+        Attention::Gqa(a) => (3 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim,
+        Attention::Mla(a) => a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim),
+    };
+    let values = spec.layers.iter().map(|l| values(&l.attention)).max().unwrap_or(0);
+    4 * ctx as u64 * (2 * spec.hidden + values) as u64
+}
+
+/// The trunk of the largest layer, packed in f32, and the largest of its matrices as it comes.
+fn layer_bytes_max(model: &Model) -> u64 {
+    let mut layers = BTreeMap::<usize, (u64, u64)>::new();
+    let used = |t: &&moepack_convert::TrunkTensor| !t.is_scale && t.role != Role::Carried;
+    for tensor in model.trunk_tensors().iter().filter(used) {
+        let Some(layer) = tensor.layer else { continue };
+        let bytes = 4 * tensor.shape.iter().product::<u64>();
+        let (sum, largest) = layers.entry(layer).or_default();
+        (*sum, *largest) = (*sum + bytes, bytes.max(*largest));
     }
-    layers.into_values().max().unwrap_or(0)
+    layers.into_values().map(|(sum, largest)| sum + largest).max().unwrap_or(0)
+}
+
+/// The head packed in f32, and the part of it that is being packed.
+fn head_bytes(model: &Model) -> u64 {
+    let bytes = 4 * model.spec().vocab as u64 * model.spec().hidden as u64;
+    bytes + bytes.min(PART_BYTES_MAX)
 }
