@@ -12,4 +12,5 @@ from llmcompressor import model_free_ptq
 checkpoint, out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 # Embedding, head and router stay as they are, as in moepack's default recipe.
-model_free_ptq(checkpoint, out, scheme="W4A16", ignore=["lm_head", "re:.*embed_tokens$", "re:.*mlp.gate$"], device="cpu")
+kept = ["lm_head", "re:.*embed_tokens$", "re:.*mlp.gate$"]
+model_free_ptq(checkpoint, out, scheme="W4A16", ignore=kept, device="cpu")

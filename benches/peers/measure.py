@@ -26,10 +26,10 @@ def run(command, env=None):
     """Runs a command to its end; raises with its stderr if it fails."""
     command = [str(part) for part in command]
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
-    # wait4 gives this child's own usage; output is small enough for the pipes of the commands measured here.
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, env={**os.environ, **(env or {})}, **pipes)
     stdout, stderr = drain(child)
-    _, status, usage = os.wait4(child.pid, 0)
+    _, status, usage = os.wait4(child.pid, 0)  # the usage of this child alone
     seconds = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
@@ -80,7 +80,8 @@ def report(runs, per_second, unit):
     """Prints a row for each contender; `per_second` makes a speed of a Run. Ratios are of medians, first to each."""
     speed = {name: statistics.median(per_second(r) for r in of) for name, of in runs.items()}
     first = next(iter(runs))
-    print(f"{'':34} {unit:>12} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9} {'ratio':>7}   (medians of {len(runs[first])})")
+    rounds = f"(medians of {len(runs[first])})"
+    print(f"{'':34} {unit:>12} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9} {'ratio':>7}   {rounds}")
     for name, of in runs.items():
         median = lambda key: statistics.median(getattr(r, key) for r in of)
         ratio = speed[first] / speed[name]

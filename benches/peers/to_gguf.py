@@ -92,7 +92,8 @@ def vocabulary(writer, checkpoint, size):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([tokens.get(id, f"<unused {id}>") for id in range(size)])
-    writer.add_token_types([gguf.TokenType.CONTROL if id in special or id not in tokens else gguf.TokenType.NORMAL for id in range(size)])
+    normal = [id in tokens and id not in special for id in range(size)]
+    writer.add_token_types([gguf.TokenType.NORMAL if n else gguf.TokenType.CONTROL for n in normal])
     writer.add_token_merges(merges or ["a b"])  # the runtime wants at least one
     writer.add_add_bos_token(False)
 

@@ -94,6 +94,36 @@ fn json_has_the_keys_that_other_programs_read() {
     assert_eq!(json(&succeeds(at, &["check", "q", "--json"]))["ok"], true);
 }
 
+/// What makes each command print its document, in the directory of a bundle `q` and a text `eval.txt`.
+const DOCUMENTS: &[(&str, &[&str])] = &[
+    ("inspect", &["q"]),
+    ("plan", &["TINY"]),
+    ("quantize", &["TINY", "-o", "q2"]),
+    ("calibrate", &["TINY", "--text", "eval.txt", "--ctx", "64", "-o", "stats"]),
+    ("perplexity", &["q", "--text", "eval.txt", "--ctx", "64"]),
+    ("baseline", &["TINY", "--text", "eval.txt", "--ctx", "64", "-o", "b"]),
+    ("verify", &["q", "--reference", "b"]),
+    ("check", &["q"]),
+    ("bench", &["q", "--reads", "9"]),
+];
+
+#[test]
+fn every_json_document_has_a_schema_with_a_version() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path(), "eval.txt", 2000);
+    succeeds(dir.path(), &["quantize", &tiny(), "-o", "q", "--codec", "int8"]);
+    let (tiny, scripts) = (tiny(), ["completions", "man"]);
+    for command in moepack::commands::COMMANDS.iter().filter(|c| !scripts.contains(&c.name)) {
+        let row = DOCUMENTS.iter().find(|(name, _)| *name == command.name);
+        let (name, args) = row.unwrap_or_else(|| panic!("{} has no row in DOCUMENTS", command.name));
+        let args = args.iter().map(|a| if *a == "TINY" { tiny.as_str() } else { *a });
+        let args: Vec<&str> = [*name, "--json", "--quiet"].into_iter().chain(args).collect();
+        let run = succeeds(dir.path(), &args);
+        assert_eq!(json(&run)["schema"], format!("moepack.{name}/1"));
+        assert_eq!(run.stderr, "", "{name} --quiet talks");
+    }
+}
+
 #[test]
 fn outputs_are_not_overwritten_without_being_told_to() {
     let dir = tempfile::tempdir().unwrap();
@@ -109,6 +139,52 @@ fn outputs_are_not_overwritten_without_being_told_to() {
     let run = moepack(dir.path(), &["quantize", &tiny(), "-o", "mine", "--overwrite"]);
     assert_eq!(run.code, Some(73), "{}", run.stderr);
     assert!(dir.path().join("mine/diary.txt").exists());
+    std::fs::write(dir.path().join("mine.txt"), "dear").unwrap();
+    for args in [
+        &["plan", "TINY", "-o"][..],
+        &["calibrate", "TINY", "--text", "t", "-o"],
+        &["baseline", "TINY", "--text", "t", "-o"],
+        &["perplexity", "TINY", "--text", "t", "--nll-out"],
+        &["verify", "q", "--reference", "TINY", "--text", "t", "--report"],
+        &["quantize", "TINY", "-o", "new", "--verify", "t", "--report"],
+    ] {
+        let run = moepack(dir.path(), &[args, &["mine.txt"]].concat());
+        assert_eq!(run.code, Some(73), "{args:?}: {}", run.stderr);
+        assert_eq!(std::fs::read_to_string(dir.path().join("mine.txt")).unwrap(), "dear");
+    }
+}
+
+#[test]
+fn a_gate_without_a_text_is_wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = moepack(dir.path(), &["quantize", &tiny(), "-o", "q", "--max-kld", "0.1"]);
+    assert_eq!(run.code, Some(2), "{}", run.stderr);
+    assert!(run.stderr.contains("--verify"), "{}", run.stderr);
+}
+
+#[test]
+fn a_solver_without_its_stats_is_wrong_usage_also_in_a_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    succeeds(at, &["plan", &tiny(), "--solver", "weighted", "-o", "r.toml"]);
+    for args in [["--solver", "weighted"], ["--recipe", "r.toml"]] {
+        let run = moepack(at, &[&["quantize", &tiny(), "-o", "q"], &args[..]].concat());
+        assert_eq!(run.code, Some(2), "{args:?}: {}", run.stderr);
+        assert!(run.stderr.contains("weighted needs calibration"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_plan_by_bits_tells_what_each_projection_is_expected_to_lose() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeds(dir.path(), &["plan", &tiny(), "--bits", "3.5", "-o", "r.toml"]);
+    let recipe: toml::Table = std::fs::read_to_string(dir.path().join("r.toml")).unwrap().parse().unwrap();
+    for rule in recipe["rule"].as_array().unwrap() {
+        assert!(
+            rule["expected_loss"].as_float().unwrap() > 0.0 && rule["bytes"].as_integer().unwrap() > 0,
+            "{rule}"
+        );
+    }
 }
 
 #[test]
@@ -178,4 +254,30 @@ fn too_little_memory_is_refused_with_the_minimum() {
     let run = moepack(dir.path(), &["quantize", &tiny(), "-o", "q", "--memory", "1MiB"]);
     assert_eq!(run.code, Some(78), "{}", run.stderr);
     assert!(run.stderr.contains("MiB") && run.stderr.contains("hint:"), "{}", run.stderr);
+}
+
+#[test]
+fn whatever_runs_a_text_obeys_its_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    text(at, "eval.txt", 60_000);
+    succeeds(at, &["quantize", &tiny(), "-o", "q", "--codec", "int8"]);
+    succeeds(at, &["baseline", &tiny(), "--text", "eval.txt", "-o", "b"]);
+    for args in [
+        &["perplexity", "q", "--text", "eval.txt"][..],
+        &["calibrate", "TINY", "--text", "eval.txt", "-o", "stats"],
+        &["baseline", "TINY", "--text", "eval.txt", "-o", "b2"],
+        &["verify", "q", "--reference", "TINY", "--text", "eval.txt"],
+        &["verify", "q", "--reference", "b"],
+    ] {
+        let tiny = tiny();
+        let args = args.iter().map(|a| if *a == "TINY" { tiny.as_str() } else { *a });
+        let args: Vec<&str> = args.chain(["--memory", "40MiB"]).collect();
+        let run = moepack(at, &args);
+        assert_eq!(run.code, Some(78), "{args:?}: {}", run.stderr);
+        assert!(run.stderr.contains("this run takes about"), "{}", run.stderr);
+    }
+    let args = ["perplexity", "q", "--text", "eval.txt", "--json", "--threads", "2", "--memory", "150MiB"];
+    let peak = json(&succeeds(at, &args))["peak_rss_bytes"].as_u64().unwrap();
+    assert!(peak <= 150 << 20, "{peak} bytes");
 }

@@ -1,5 +1,5 @@
-//! The forward pass agrees with transformers, number by number, through the binary. Where the goldens come from is told
-//! in `fixtures/README.md`.
+//! The forward pass agrees with transformers, number by number, through the binary. Where the goldens come from is
+//! told in `fixtures/README.md`.
 
 use std::fs;
 use std::path::Path;

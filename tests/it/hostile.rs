@@ -1,8 +1,8 @@
 //! Checkpoints of strangers: each fault gets its own message and exit code, and nothing half-written remains.
 //!
-//! A fault is a row: what is wrong, the fixture it starts from, the exit code, phrases of the message, and what makes it.
-//! Each runs `inspect` and `quantize` where the fault shows in headers and configuration, else `quantize` alone, with
-//! the address space capped so that a length taken on trust is noticed.
+//! A fault is a row: what is wrong, the fixture it starts from, the exit code, phrases of the message, and what
+//! makes it. Each runs `inspect` and `quantize` where the fault shows in headers and configuration, else `quantize`
+//! alone, with the address space capped so that a length taken on trust is noticed.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,4 @@
-//! A run that was stopped leaves no bundle, and the same command then makes the same bundle as a run that was not.
+//! A run that was stopped leaves no bundle, and the same command then makes the bundle of a run that was not.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -8,7 +8,8 @@ use std::time::Duration;
 /// No command on a fixture takes longer; a hang is a failure with a name.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Address space a command may take, in KiB: an allocation from an unchecked number aborts instead of succeeding lazily.
+/// Address space a command may take, in KiB: an allocation from an unchecked number aborts instead of succeeding
+/// lazily.
 const ADDRESS_SPACE_KIB: u64 = 6 << 20;
 
 /// A path under `fixtures/`.
