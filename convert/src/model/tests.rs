@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::*;
 use crate::coded::CodedExpert;
-use crate::spec::{Attention, Part};
+use crate::spec::{Attention, Mlp, Part};
 use crate::testing::{TestCheckpoint, f32s, fixture};
 
 const GATE: &str = "model.layers.1.mlp.experts.2.gate_proj.weight";
@@ -291,7 +291,7 @@ fn every_random_family_opens_and_decodes() {
         let path = entry.unwrap().path();
         let model = Model::open(&path, &OpenOptions::default()).unwrap();
         for (l, layer) in model.spec().layers.iter().enumerate() {
-            if let Mlp::Moe(moe) = &layer.mlp {
+            if let Some(moe) = layer.mlp.moe() {
                 model.expert(l, moe.n_experts - 1).unwrap().decode(Isa::get()).unwrap();
             }
         }
@@ -312,7 +312,7 @@ fn a_trained_model_is_described() {
     let Attention::Mla(mla) = &spec.layers[3].attention else { panic!("latent attention") };
     assert_eq!((mla.q_lora, mla.kv_lora, mla.rope.inv_freq.len()), (Some(96), 64, 8));
     assert!(matches!(spec.layers[0].mlp, Mlp::Dense { inter: 512, .. }));
-    let Mlp::Moe(moe) = &spec.layers[1].mlp else { panic!("experts") };
+    let moe = spec.layers[1].mlp.moe().expect("experts");
     assert_eq!((moe.n_experts, moe.n_experts_used, moe.inter), (16, 4, 128));
     assert_eq!(moe.router.groups.map(|g| (g.n_groups, g.n_groups_used)), Some((4, 2)));
     assert_eq!(model.expert(3, 15).unwrap().bytes(), 3 * 128 * 128 * 2);
@@ -396,7 +396,7 @@ fn a_bundle_is_a_model_too() {
             assert_eq!(a.unwrap(), b.unwrap(), "{}", t.name);
         }
         for (l, layer) in source.model.spec().layers.iter().enumerate() {
-            let Mlp::Moe(moe) = &layer.mlp else { continue };
+            let Some(moe) = layer.mlp.moe() else { continue };
             for e in 0..moe.n_experts {
                 let (a, b) = (source.model.expert(l, e).unwrap(), bundle.expert(l, e).unwrap());
                 assert_eq!(describe_parts(&a), describe_parts(&b), "layer {l} expert {e}");
@@ -463,7 +463,7 @@ fn write_bundle(model: &Model, dir: &Path) {
     let mut layers = Vec::new();
     let mut files = Vec::new();
     for (l, layer) in model.spec().layers.iter().enumerate() {
-        let Mlp::Moe(moe) = &layer.mlp else { continue };
+        let Some(moe) = layer.mlp.moe() else { continue };
         let (l, n_experts) = (l as u32, moe.n_experts as u32);
         let mut bank = BankWriter::create(&dir.join(bank_name(l)), l, n_experts, ALIGN_DEFAULT, 64).unwrap();
         for e in 0..n_experts {
