@@ -65,7 +65,7 @@ pub struct Rule {
     /// What a plan expects these matrices to take; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// What a plan expects these matrices to lose, relative squared error; not read.
+    /// What allocation expects these matrices to lose: relative squared error × weights; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_loss: Option<f64>,
 }
@@ -215,11 +215,16 @@ impl Choices {
         }
     }
 
-    /// The choice of one matrix.
+    /// The choice of one part: biases are kept, matrices follow the recipe.
     ///
     /// # Errors
     /// A matrix that is not in the model.
-    pub fn get(&self, layer: usize, expert: usize, part: Part) -> Result<&Choice> {
+    pub fn of_part(&self, layer: usize, expert: usize, part: Part) -> Result<&Choice> {
+        if part.is_matrix() { self.get(layer, expert, part) } else { Ok(&Choice::Native) }
+    }
+
+    /// The choice of one matrix.
+    fn get(&self, layer: usize, expert: usize, part: Part) -> Result<&Choice> {
         let at = MATRICES.iter().position(|&m| m == part);
         let layer_choices = self.layers.iter().find(|l| l.layer == layer);
         layer_choices

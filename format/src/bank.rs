@@ -27,7 +27,7 @@ mod write;
 
 pub use read::{Bank, ReadOptions};
 pub use record::{PartView, Record};
-pub use write::{BankSummary, BankWriter, PartBytes};
+pub use write::{BankSummary, BankWriter, PLANE_HEADER_BYTES, PartBytes, TABLE_HEADER_BYTES};
 
 /// Name of the first tensor of a bank.
 pub const INDEX: &str = "__index__";

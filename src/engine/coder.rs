@@ -44,12 +44,7 @@ impl Coder<'_> {
     ) -> Result<Coded> {
         let mut coded = Coded { expert: CodedExpert { parts: Vec::new() }, sums: SquareSums::default() };
         for part in source.parts {
-            let choice = if part.part.is_matrix() {
-                self.choices.get(layer, index, part.part)?
-            } else {
-                &Choice::Native
-            };
-            let new = match choice {
+            let new = match self.choices.of_part(layer, index, part.part)? {
                 Choice::Native => part,
                 Choice::Codec(codec) => {
                     let stats = stats.map(|s| s.of(part.part));

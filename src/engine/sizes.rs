@@ -2,17 +2,12 @@
 
 use moepack_convert::Model;
 use moepack_convert::spec::Part;
-use moepack_format::{Context, Error, Kind, PlaneSpec, Result};
+use moepack_format::bank::{PLANE_HEADER_BYTES, TABLE_HEADER_BYTES};
+use moepack_format::index::ROW_BYTES;
+use moepack_format::{Context, Error, Kind, PlaneSpec, Result, TENSOR_ALIGN};
 
 use crate::recipe::{Choice, Choices, MATRICES, matrix_name, moe_layers};
 
-/// Alignment of planes inside a record.
-const PLANE_ALIGN: u64 = 256;
-/// Header bytes that a bank reserves for a plane, and for everything else; a trunk takes less.
-const HEADER_BYTES_A_PLANE: u64 = 256;
-const HEADER_BYTES: u64 = 4096;
-/// Index bytes of an expert.
-const ROW_BYTES: u64 = 64;
 /// Manifest bytes, and those of a file, a layer, and an expert's usage count.
 const MANIFEST_BYTES: [u64; 4] = [4096, 400, 700, 24];
 
@@ -110,12 +105,8 @@ impl Sizes {
         for expert in 0..n_experts {
             let (mut source, mut coded, mut record) = (0, 0, 0_u64);
             for stored in model.expert_parts(layer, expert)? {
-                let native = plane_bytes(&stored.codec.planes(stored.rows, stored.cols)?)?;
-                let choice = if stored.part.is_matrix() {
-                    choices.get(layer, expert, stored.part)?
-                } else {
-                    &Choice::Native
-                };
+                source += plane_bytes(&stored.codec.planes(stored.rows, stored.cols)?)?;
+                let choice = choices.of_part(layer, expert, stored.part)?;
                 let codec = if let Choice::Codec(codec) = choice { codec } else { &stored.codec };
                 let planes = match codec.planes(stored.rows, stored.cols) {
                     Ok(planes) => planes,
@@ -126,17 +117,11 @@ impl Sizes {
                 };
                 sizes.n_planes += planes.len();
                 for plane in &planes {
-                    let bytes = plane.bytes()?;
-                    record = record.next_multiple_of(PLANE_ALIGN) + bytes;
-                    coded += bytes;
+                    record = record.next_multiple_of(TENSOR_ALIGN) + plane.bytes()?;
                 }
-                source += native;
-                sizes.add(
-                    stored.part,
-                    &codec.name(),
-                    (stored.rows * stored.cols) as u64,
-                    plane_bytes(&planes)?,
-                );
+                let bytes = plane_bytes(&planes)?;
+                coded += bytes;
+                sizes.add(stored.part, &codec.name(), (stored.rows * stored.cols) as u64, bytes);
             }
             sizes.source_bytes += source;
             sizes.payload_bytes += coded;
@@ -174,9 +159,11 @@ impl Sizes {
 
     /// Bytes of the bundle, the manifest too; headers and manifest are what they are at most.
     pub fn bundle_bytes(&self) -> u64 {
+        // A trunk's header takes less for a tensor than a bank's.
         let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
-        let trunk =
-            self.trunk_bytes + self.n_trunk_tensors * (HEADER_BYTES_A_PLANE + PLANE_ALIGN) + HEADER_BYTES;
+        let trunk = self.trunk_bytes
+            + self.n_trunk_tensors * (PLANE_HEADER_BYTES + TENSOR_ALIGN)
+            + TABLE_HEADER_BYTES;
         let n_files = self.layers.len() as u64 + self.n_side_files + self.n_sources + 1;
         let counts = [1, n_files, self.layers.len() as u64, self.n_experts()];
         let manifest: u64 = counts.iter().zip(MANIFEST_BYTES).map(|(n, bytes)| n * bytes).sum();
@@ -186,8 +173,8 @@ impl Sizes {
 
 impl LayerSizes {
     fn bank_bytes(&self, align: u64) -> u64 {
-        let header = HEADER_BYTES + self.n_planes as u64 * HEADER_BYTES_A_PLANE;
-        let index = self.n_experts as u64 * ROW_BYTES;
+        let header = TABLE_HEADER_BYTES + self.n_planes as u64 * PLANE_HEADER_BYTES;
+        let index = (self.n_experts * ROW_BYTES) as u64;
         header.next_multiple_of(align) + align + index.next_multiple_of(align) + self.record_bytes
     }
 

@@ -18,10 +18,10 @@ use crate::layout::{TENSOR_ALIGN, TensorList, align_up, header_bytes};
 use crate::limits::{PARTS_MAX, PLANES_MAX, RECORD_BYTES_MAX, TENSORS_MAX};
 
 /// Header bytes reserved for a plane and the pad behind it; measured up to 230 in models of 61 layers.
-const PLANE_HEADER_BYTES: u64 = 256;
+pub const PLANE_HEADER_BYTES: u64 = 256;
 
 /// Header bytes reserved for the string table and the index.
-const TABLE_HEADER_BYTES: u64 = 4096;
+pub const TABLE_HEADER_BYTES: u64 = 4096;
 
 /// One part of the expert to be written, with the bytes of its planes.
 #[derive(Clone, Debug)]
