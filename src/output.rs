@@ -31,22 +31,25 @@ pub fn print_json(document: &impl Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
+/// Refuses an output file that exists, unless it may be overwritten. Asked before any work is done.
+///
+/// # Errors
+/// Kind `CannotCreate`.
+pub fn refuse_existing_file(path: &Path, overwrite: bool) -> Result<()> {
+    if overwrite || path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::CannotCreate, "the output exists")
+        .in_file(path)
+        .hint("choose another name, or say --overwrite"))
+}
+
 /// Writes a text file, whole or not at all.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn write_file(path: &Path, text: &str) -> Result<()> {
     moepack_format::atomic::write_file(path, text.as_bytes())
-}
-
-/// Writes a JSON file, whole or not at all.
-///
-/// # Errors
-/// As [`write_file`].
-pub fn write_json(path: &Path, document: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string(document).map_err(|e| Error::new(Kind::Io, e.to_string()).in_file(path))?;
-    write_file(path, &text)
 }
 
 /// One line of talk on stderr; a stderr that is gone is no reason to stop.

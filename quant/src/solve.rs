@@ -23,7 +23,7 @@ pub trait Solver: Send + Sync {
     /// One line for help.
     fn doc(&self) -> &'static str;
 
-    /// Whether it gains from calibration. Without stats every solver works all the same.
+    /// Whether it is of use only with calibration. Without stats it codes as `rtn` does.
     fn needs_stats(&self) -> bool;
 
     /// Encodes `w`. `stats` are those of the inputs of this very matrix, or `None` if there are none.

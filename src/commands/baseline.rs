@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use moepack_format::{Error, InputFile, Kind, Result};
+use moepack_format::{InputFile, Result};
 use moepack_verify::baseline::Meta;
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use super::{Command, parse};
 use crate::engine::baseline::write_baseline;
 use crate::engine::budget::Budget;
 use crate::engine::stats::config_sha256;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, refuse_existing_file};
 use crate::session::Session;
 use crate::size::human;
 use crate::text::{InputArgs, WindowArgs};
@@ -55,11 +55,7 @@ struct Report {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
-    if args.output.exists() && !args.overwrite {
-        return Err(Error::new(Kind::CannotCreate, "the output exists")
-            .in_file(&args.output)
-            .hint("say --overwrite"));
-    }
+    refuse_existing_file(&args.output, args.overwrite)?;
     let model = args.open.open(&args.checkpoint)?;
     let windows = args.input.windows(&model, &args.windows)?;
     Budget::of_text(&[&model], session.threads, &windows).check(session.memory)?;

@@ -12,6 +12,7 @@ use moepack_format::{Bundle, Error, Result};
 use serde::Serialize;
 
 use super::{Command, parse};
+use crate::engine::budget::Budget;
 use crate::output::{print, print_json};
 use crate::session::Session;
 use crate::size::{human, parse_arg};
@@ -72,6 +73,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     }
     let budget_bytes =
         args.budget.unwrap_or(memory_of(record_bytes_max).saturating_mul(session.threads as u64));
+    Budget::of_bytes(budget_bytes).check(session.memory)?;
     let options = PagerOptions { budget_bytes, verify: args.verify, direct: !args.buffered, threads: 0 };
     let pager = Pager::new(bundle, options)?;
     let asked = draw(&experts, args.reads, args.seed);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use moepack_convert::Model;
-use moepack_format::{Error, Kind, Result};
+use moepack_format::Result;
 use moepack_quant::Isa;
 use moepack_verify::forward::{LayerWeights, RoutedSum, ordered};
 use moepack_verify::tokens::Windows;
@@ -15,9 +15,8 @@ use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::budget::Budget;
 use crate::engine::calibration::{Calibration, run_expert};
-use crate::engine::quantize::tokens_sha256;
-use crate::engine::stats::{About, ExpertStats, SCHEMA, StatsWriter, config_sha256};
-use crate::output::{print, print_json};
+use crate::engine::stats::{About, ExpertStats, SCHEMA, StatsWriter, config_sha256, tokens_sha256};
+use crate::output::{print, print_json, refuse_existing_file};
 use crate::session::Session;
 use crate::text::{InputArgs, WindowArgs};
 
@@ -59,11 +58,7 @@ struct Report {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
-    if args.output.exists() && !args.overwrite {
-        return Err(Error::new(Kind::CannotCreate, "the output exists")
-            .in_file(&args.output)
-            .hint("say --overwrite"));
-    }
+    refuse_existing_file(&args.output, args.overwrite)?;
     let started = Instant::now();
     let model = args.open.open(&args.checkpoint)?;
     let windows = args.input.windows(&model, &args.windows)?;

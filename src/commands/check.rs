@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::check::{CheckLevel, CheckOptions, CheckProgress, Damage, check};
+use moepack_format::file::CHUNK_BYTES;
 use moepack_format::{Error, Kind, Result};
 use serde::Serialize;
 
 use super::{Command, parse};
 use crate::engine::against::against;
+use crate::engine::budget::Budget;
 use crate::output::{print, print_json};
 use crate::session::Session;
 
@@ -49,26 +51,11 @@ struct Report {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
-    let level = if args.quick { CheckLevel::Quick } else { CheckLevel::Full };
-    let progress = session.progress("check", bytes_of(&args.bundle), 0);
-    let tick = |at: CheckProgress| {
-        progress.reach(at.bytes_done);
-        if session.stop.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let outcome = check(&args.bundle, CheckOptions { level, threads: session.threads }, &tick);
-    session.stop.check()?;
-    let mut damage = outcome?;
-    if let Some(checkpoint) = args.against.as_ref().filter(|_| damage.is_empty()) {
-        let open = |path| Model::open(path, &OpenOptions::default());
-        damage = against(session, &open(&args.bundle)?, &open(checkpoint)?)?;
-    }
-    progress.finish();
-    let level = if args.against.is_some() {
-        "against"
-    } else if args.quick {
-        "quick"
-    } else {
-        "full"
+    let damage = find(args, session)?;
+    let level = match (&args.against, args.quick) {
+        (Some(_), _) => "against",
+        (None, true) => "quick",
+        (None, false) => "full",
     };
     let n = damage.len();
     let report = Report {
@@ -88,6 +75,27 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     } else {
         Err(Error::new(Kind::Finding, format!("{n} findings")).in_file(&args.bundle))
     }
+}
+
+/// All damage; the checkpoint is compared only with a bundle that is whole.
+fn find(args: &Arguments, session: &Session) -> Result<Vec<Damage>> {
+    let level = if args.quick { CheckLevel::Quick } else { CheckLevel::Full };
+    Budget::of_bytes((session.threads * CHUNK_BYTES) as u64).check(session.memory)?;
+    let progress = session.progress("check", bytes_of(&args.bundle), 0);
+    let tick = |at: CheckProgress| {
+        progress.reach(at.bytes_done);
+        if session.stop.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let outcome = check(&args.bundle, CheckOptions { level, threads: session.threads }, &tick);
+    session.stop.check()?;
+    let mut damage = outcome?;
+    if let Some(checkpoint) = args.against.as_ref().filter(|_| damage.is_empty()) {
+        let open = |path| Model::open(path, &OpenOptions::default());
+        let (bundle, checkpoint) = (open(&args.bundle)?, open(checkpoint)?);
+        Budget::of_comparison([&bundle, &checkpoint], session.threads).check(session.memory)?;
+        damage = against(session, &bundle, &checkpoint)?;
+    }
+    Ok(damage)
 }
 
 /// Bytes of all files, for the display of progress only.

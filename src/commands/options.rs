@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::{Error, Result};
-use moepack_quant::solve::solver;
+use moepack_quant::codec::CODECS;
+use moepack_quant::solve::{SOLVERS, solver};
 
 use crate::engine::allocation::{Limit, recipe_within};
 use crate::engine::sizes::Sizes;
 use crate::output::warn;
-use crate::recipe::{ALIGN_DEFAULT, Choices, Recipe, moe_layers};
+use crate::recipe::{ALIGN_DEFAULT, Choices, NATIVE, Recipe, moe_layers};
 
 /// The codec where none is asked for: the smallest loss that most engines can run.
 pub const CODEC_DEFAULT: &str = "int4-g64";
@@ -38,8 +39,8 @@ impl OpenArgs {
 /// Which codec each matrix gets.
 #[derive(Args, Clone, Debug)]
 pub struct RecipeArgs {
-    /// One codec for all routed experts: native, bf16, int2..int8[-g32|-g64|-g128][-asym], mxfp4, nvfp4, fp8-block ...
-    #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
+    /// One codec for all routed experts.
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", help = codec_help())]
     pub codec: Option<String>,
     /// Mean bits per weight of the routed experts; allocation chooses the codecs
     #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["codec", "recipe", "target_size"])]
@@ -50,8 +51,8 @@ pub struct RecipeArgs {
     /// Recipe file (TOML), as `plan -o` writes it
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// How levels are chosen: rtn, or weighted (by calibration) [default: weighted where there are stats]
-    #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
+    /// How levels are chosen.
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", help = solver_help())]
     pub solver: Option<String>,
     /// Records start at multiples of this many bytes [default: 16384]
     #[arg(long, value_name = "BYTES", value_parser = crate::size::parse_arg, conflicts_with = "recipe")]
@@ -69,8 +70,24 @@ pub struct Prepared {
     pub sizes: Sizes,
 }
 
+impl Prepared {
+    /// Refuses a solver that has no stats to work with.
+    ///
+    /// # Errors
+    /// Kind `Usage`.
+    pub fn check_stats(&self, calibrated: bool) -> Result<()> {
+        let name = &self.recipe.solver;
+        if calibrated || !solver(name)?.needs_stats() {
+            return Ok(());
+        }
+        Err(Error::usage(format!("solver {name} needs calibration"))
+            .hint("give --calibrate TEXT or --stats FILE"))
+    }
+}
+
 impl RecipeArgs {
-    /// Works the recipe out for a model; `calibrated` says whether the solver will have stats.
+    /// Works the recipe out for a model; `calibrated` says whether there will be stats, which decides the solver where
+    /// none is asked for.
     ///
     /// # Errors
     /// A recipe that cannot be read, does not fit the model, or asks for the impossible.
@@ -89,21 +106,29 @@ impl RecipeArgs {
     fn made(&self, model: &Model, calibrated: bool) -> Result<Recipe> {
         let default = if calibrated { "weighted" } else { "rtn" };
         let solver_name = self.solver.as_deref().unwrap_or(default);
-        if solver(solver_name)?.needs_stats() && !calibrated {
-            return Err(Error::usage(format!("solver {solver_name} needs calibration"))
-                .hint("give --calibrate TEXT or --stats FILE"));
-        }
+        solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
         let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
         if let Some(limit) = limit {
             return recipe_within(model, limit, solver_name, align);
         }
         let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
-        if codec != crate::recipe::NATIVE {
-            moepack_quant::codec::codec(codec)?;
+        if codec != NATIVE {
+            moepack_quant::codec(codec)?;
         }
         Ok(Recipe::uniform(codec, solver_name, align))
     }
+}
+
+/// The tables tell the names, so that a new row is in the help.
+fn codec_help() -> String {
+    let known: Vec<&str> = CODECS.iter().map(|family| family.pattern).collect();
+    format!("One codec for all routed experts: {NATIVE}, {} [default: {CODEC_DEFAULT}]", known.join(", "))
+}
+
+fn solver_help() -> String {
+    let known: Vec<String> = SOLVERS.iter().map(|s| format!("{} ({})", s.name(), s.doc())).collect();
+    format!("How levels are chosen: {} [default: weighted where there are stats]", known.join(", "))
 }
 
 fn bits(text: &str) -> std::result::Result<f64, String> {

@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use clap::Args;
 use moepack_format::Result;
-use moepack_verify::report::PerplexityReport;
+use moepack_verify::report::{PerplexityReport, nll_json};
 
 use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::budget::Budget;
 use crate::engine::verify::nll;
 use crate::memory::peak_rss_bytes;
-use crate::output::{print, print_json, write_json};
+use crate::output::{print, print_json, refuse_existing_file, write_file};
 use crate::session::Session;
 use crate::text::{InputArgs, WindowArgs};
 
@@ -39,11 +39,15 @@ struct Arguments {
     /// Write the NLL (nats) of every scored token: a JSON list of windows
     #[arg(long, value_name = "FILE")]
     nll_out: Option<PathBuf>,
+    /// Replace that file if it is there
+    #[arg(long)]
+    overwrite: bool,
     #[command(flatten)]
     open: OpenArgs,
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
+    args.nll_out.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
     let model = args.open.open(&args.model)?;
     let windows = args.input.windows(&model, &args.windows)?;
     Budget::of_text(&[&model], session.threads, &windows).check(session.memory)?;
@@ -51,7 +55,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let nlls = nll(session, &model, &windows)?;
     let seconds = started.elapsed().as_secs_f64();
     if let Some(path) = &args.nll_out {
-        write_json(path, &nlls)?;
+        write_file(path, &nll_json(&nlls))?;
     }
     let (n_tokens, peak) = (windows.tokens.len(), peak_rss_bytes().unwrap_or(0));
     let report = PerplexityReport::new(&nlls, windows.ctx(), n_tokens, seconds, peak);

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use moepack_format::{Error, Kind, Result};
+use moepack_format::Result;
 use serde::Serialize;
 
 use super::options::{OpenArgs, RecipeArgs};
 use super::{Command, parse};
 use crate::engine::budget::Budget;
-use crate::engine::sizes::Sizes;
+use crate::engine::sizes::{PartSizes, Sizes};
 use crate::engine::writer::bits_each;
-use crate::output::{print, print_json, say, table, write_file};
+use crate::output::{print, print_json, refuse_existing_file, say, table, write_file};
 use crate::recipe::{NATIVE, Recipe, Rule, matrix_pattern};
 use crate::session::Session;
 use crate::size::human;
@@ -70,17 +70,13 @@ struct PartReport {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
+    args.output.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
     let model = args.open.open(&args.checkpoint)?;
     let prepared = args.recipe.prepare(&model, false)?;
     let budget = Budget::of(&model, &prepared.sizes, session.threads, None, None);
     budget.check(session.memory)?;
     let sizes = &prepared.sizes;
     if let Some(path) = &args.output {
-        if path.exists() && !args.overwrite {
-            return Err(Error::new(Kind::CannotCreate, "the output exists")
-                .in_file(path)
-                .hint("say --overwrite"));
-        }
         write_file(path, &spelled_out(&prepared.recipe, sizes).to_toml()?)?;
         say(&format!("recipe written to {}", path.display()));
     }
@@ -140,18 +136,18 @@ fn text(r: &Report) -> String {
     format!("{}\n{}\n", table(&rows), lines.join("\n"))
 }
 
-/// The recipe with one rule for each layer and projection, and what each is expected to take. A recipe that tells experts
-/// apart is kept as it is.
+/// The recipe with one rule for each layer and projection, and what each is expected to take and lose, as far as
+/// allocation knows. A recipe that tells experts apart is kept as it is.
 fn spelled_out(recipe: &Recipe, sizes: &Sizes) -> Recipe {
     let parts = || sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
     if parts().any(|(_, p)| p.codec == "mixed") || recipe.rules.iter().any(|r| r.codec == NATIVE) {
         return recipe.clone();
     }
-    let rule = |(layer, p): (usize, &crate::engine::sizes::PartSizes)| Rule {
-        tensor: matrix_pattern(layer, p.part),
-        codec: p.codec.clone(),
-        bytes: Some(p.bytes),
-        expected_loss: None,
+    let rule = |(layer, p): (usize, &PartSizes)| {
+        let tensor = matrix_pattern(layer, p.part);
+        let known = recipe.rules.iter().find(|r| r.tensor == tensor && r.codec == p.codec);
+        let expected_loss = known.and_then(|r| r.expected_loss);
+        Rule { tensor, codec: p.codec.clone(), bytes: Some(p.bytes), expected_loss }
     };
     Recipe { rules: parts().map(rule).collect(), ..recipe.clone() }
 }

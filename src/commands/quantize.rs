@@ -4,20 +4,22 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use moepack_format::manifest::Manifest;
-use moepack_format::{Error, Kind, Result};
+use moepack_convert::{Model, ModelSpec};
+use moepack_format::manifest::{Manifest, PartCodecs};
+use moepack_format::{Error, Result};
 use moepack_verify::report::DriftReport;
 use serde::Serialize;
 
 use super::options::{OpenArgs, RecipeArgs};
 use super::{Command, parse};
-use crate::commands::verify::{GateArgs, drift_report};
-use crate::engine::budget::Budget;
+use crate::commands::verify::{GateArgs, drift_report, refuse_findings};
+use crate::engine::budget::{Budget, within_memory};
 use crate::engine::quantize::{Job, Outcome, quantize};
 use crate::engine::stats::{StatsFile, config_sha256};
 use crate::engine::workspace::refuse_existing;
+use crate::engine::writer::bits_each;
 use crate::memory::peak_rss_bytes;
-use crate::output::{print, print_json, say, table, write_file};
+use crate::output::{print, print_json, refuse_existing_file, say, table, write_file};
 use crate::session::Session;
 use crate::size::human;
 use crate::text::{WindowArgs, windows_of_text};
@@ -61,7 +63,7 @@ struct Arguments {
     /// Go on with unfinished work (the same command does so anyway)
     #[arg(long)]
     resume: bool,
-    /// Replace a bundle that is there
+    /// Replace a bundle or a report that is there
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
@@ -89,6 +91,12 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let started = Instant::now();
     check_places(&args.checkpoint, &args.output)?;
     refuse_existing(&args.output, args.overwrite)?;
+    args.gates.report.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
+    if args.verify.is_none() && args.gates.any() {
+        return Err(
+            Error::usage("gates and a report need a text to measure drift on").hint("give --verify TEXT")
+        );
+    }
     let model = args.open.open(&args.checkpoint)?;
     if model.bundle().is_some() {
         return Err(Error::usage("the input is a bundle already")
@@ -97,39 +105,46 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     }
     let calibrated = args.calibrate.is_some() || args.stats.is_some();
     let prepared = args.recipe.prepare(&model, calibrated)?;
+    prepared.check_stats(calibrated)?;
     let stats =
         args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
     let windows =
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
     let budget =
-        Budget::of(&model, &prepared.sizes, session.threads, calibration.as_ref(), evaluation.as_ref());
-    budget.check(session.memory)?;
+        |threads| Budget::of(&model, &prepared.sizes, threads, calibration.as_ref(), evaluation.as_ref());
+    let (session, budget) = within_memory(session, budget)?;
     budget.check_space(&args.output)?;
-    let outcome = quantize(
-        session,
-        Job {
-            model: &model,
-            recipe: &prepared.recipe,
-            choices: &prepared.choices,
-            sizes: &prepared.sizes,
-            target: &args.output,
-            overwrite: args.overwrite,
-            calibration,
-            stats: stats.as_ref(),
-            evaluation,
-        },
-    )?;
-    finish(args, session, outcome, started)
+    let job = Job {
+        model: &model,
+        recipe: &prepared.recipe,
+        choices: &prepared.choices,
+        sizes: &prepared.sizes,
+        target: &args.output,
+        overwrite: args.overwrite,
+        calibration,
+        stats: stats.as_ref(),
+        evaluation,
+    };
+    let outcome = session.in_pool(|| quantize(&session, job))?;
+    finish(args, &session, &model, outcome, started)
 }
 
 /// Prints what came of it, and judges the gates.
-fn finish(args: &Arguments, session: &Session, outcome: Outcome, started: Instant) -> Result<()> {
+fn finish(
+    args: &Arguments,
+    session: &Session,
+    model: &Model,
+    outcome: Outcome,
+    started: Instant,
+) -> Result<()> {
     outcome.notes.iter().for_each(|note| say(&format!("note: {note}")));
     let manifest = &outcome.manifest;
     let (reference, bundle) = (args.checkpoint.display().to_string(), args.output.display().to_string());
     let mut drift = outcome.drift.map(|d| drift_report(d, &bundle, &reference, Some(manifest)));
-    let passed = drift.as_mut().is_none_or(|d| d.judge(&args.gates.limits()));
+    if let Some(drift) = &mut drift {
+        drift.judge(&args.gates.limits());
+    }
     let seconds = started.elapsed().as_secs_f64();
     if let (Some(path), Some(drift)) = (&args.gates.report, &drift) {
         write_file(path, &drift.to_html())?;
@@ -152,22 +167,18 @@ fn finish(args: &Arguments, session: &Session, outcome: Outcome, started: Instan
             drift: drift.as_ref(),
         })?;
     } else {
-        print(&text(manifest, &bundle, seconds))?;
+        print(&text(manifest, model.spec(), &bundle, seconds))?;
         drift.as_ref().map(|d| print(&format!("\n{}", d.to_text()))).transpose()?;
     }
-    if passed {
-        Ok(())
-    } else {
-        Err(Error::new(Kind::Finding, "the bundle is written, but a gate does not hold"))
-    }
+    let refused = drift.as_ref().map(|d| refuse_findings(d, &args.output)).transpose();
+    refused.map(drop).map_err(|e| e.hint("the bundle is written; the recipe decides what it loses"))
 }
 
-fn text(manifest: &Manifest, bundle: &str, seconds: f64) -> String {
-    use moepack_format::manifest::PartCodecs;
+fn text(manifest: &Manifest, spec: &ModelSpec, bundle: &str, seconds: f64) -> String {
     let mut rows =
         vec![["layer", "experts", "codec", "bpw", "bytes", "rel. sq. error"].map(String::from).to_vec()];
-    let per_layer = manifest.totals.expert_weights / (manifest.layers.len() as u64).max(1);
-    for layer in &manifest.layers {
+    for (layer, (_, moe)) in manifest.layers.iter().zip(spec.moe_layers()) {
+        let weights = layer.n_experts as u64 * moe.weights_each(spec.hidden);
         let mut codecs: Vec<&str> = layer
             .codecs
             .iter()
@@ -179,7 +190,7 @@ fn text(manifest: &Manifest, bundle: &str, seconds: f64) -> String {
             layer.layer.to_string(),
             layer.n_experts.to_string(),
             codecs.join(","),
-            format!("{:.4}", crate::engine::writer::bits_each(layer.payload_bytes, per_layer)),
+            format!("{:.4}", bits_each(layer.payload_bytes, weights)),
             human(layer.payload_bytes),
             layer.error.map_or_else(|| "-".to_owned(), |e| format!("{e:.3e}")),
         ]);

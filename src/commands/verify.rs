@@ -1,6 +1,6 @@
 //! `moepack verify`: the drift of a bundle against its checkpoint or a baseline, with gates for CI.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use moepack_convert::Model;
@@ -17,7 +17,7 @@ use crate::engine::budget::Budget;
 use crate::engine::pair::Drift;
 use crate::engine::stats::config_sha256;
 use crate::engine::verify::compare;
-use crate::output::{print, print_json, write_file};
+use crate::output::{print, print_json, refuse_existing_file, write_file};
 use crate::session::Session;
 use crate::text::{InputArgs, WindowArgs};
 
@@ -51,6 +51,9 @@ struct Arguments {
     windows: WindowArgs,
     #[command(flatten)]
     gates: GateArgs,
+    /// Replace the report file if it is there
+    #[arg(long)]
+    overwrite: bool,
     #[command(flatten)]
     open: OpenArgs,
 }
@@ -73,6 +76,11 @@ pub struct GateArgs {
 }
 
 impl GateArgs {
+    /// Whether anything is asked for.
+    pub fn any(&self) -> bool {
+        self.limits() != Limits::default() || self.report.is_some()
+    }
+
     /// The limits asked for.
     pub fn limits(&self) -> Limits {
         Limits { max_kld: self.max_kld, max_ppl_increase: self.max_ppl_increase, min_top1: self.min_top1 }
@@ -88,13 +96,14 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
+    args.gates.report.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
     let bundle = args.open.open(&args.bundle)?;
     let mut report = if args.reference.is_dir() {
         with_model(args, session, &bundle)?
     } else {
         with_baseline(args, session, &bundle)?
     };
-    let passed = report.judge(&args.gates.limits());
+    report.judge(&args.gates.limits());
     if let Some(path) = &args.gates.report {
         write_file(path, &report.to_html())?;
     }
@@ -103,7 +112,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     } else {
         print(&report.to_text())?
     }
-    if passed { Ok(()) } else { Err(Error::new(Kind::Finding, "a gate does not hold").in_file(&args.bundle)) }
+    refuse_findings(&report, &args.bundle)
 }
 
 fn with_model(args: &Arguments, session: &Session, bundle: &Model) -> Result<DriftReport> {
@@ -121,11 +130,6 @@ fn with_model(args: &Arguments, session: &Session, bundle: &Model) -> Result<Dri
 }
 
 fn with_baseline(args: &Arguments, session: &Session, bundle: &Model) -> Result<DriftReport> {
-    if args.text.is_some() || args.tokens.is_some() {
-        return Err(Error::usage("a baseline has its own tokens")
-            .in_file(&args.reference)
-            .hint("leave --text and --tokens out"));
-    }
     let baseline = Baseline::open(&args.reference)?;
     let (expected, found) = (&baseline.meta().config_sha256, config_sha256(bundle)?);
     if *expected != found {
@@ -136,6 +140,9 @@ fn with_baseline(args: &Arguments, session: &Session, bundle: &Model) -> Result<
             .in_file(&args.reference)
             .hint("make a baseline of the bundle's own checkpoint"));
     }
+    if args.text.is_some() || args.tokens.is_some() {
+        check_same_tokens(args, bundle, &baseline)?;
+    }
     Budget::of_text(&[bundle], session.threads, baseline.windows()).check(session.memory)?;
     let (logits, ctx) = against_baseline(session, bundle, &baseline)?;
     let mut report = DriftReport::new(&logits.summary(), ctx);
@@ -143,6 +150,31 @@ fn with_baseline(args: &Arguments, session: &Session, bundle: &Model) -> Result<
     name(&mut report, &args.bundle.display().to_string(), &args.reference.display().to_string());
     sizes(&mut report, bundle.bundle().map(|b| &b.manifest));
     Ok(report)
+}
+
+/// A baseline has its own tokens; a text that is given all the same must be the one it was made from.
+fn check_same_tokens(args: &Arguments, bundle: &Model, baseline: &Baseline) -> Result<()> {
+    let input = InputArgs { text: args.text.clone(), tokens: args.tokens.clone() };
+    // How the windows were cut is in the baseline.
+    let (ctx, bos) = (baseline.windows().ctx(), baseline.meta().bos);
+    if input.windows(bundle, &WindowArgs { ctx, bos })? == *baseline.windows() {
+        return Ok(());
+    }
+    let file = args.text.as_ref().or(args.tokens.as_ref()).unwrap_or(&args.reference);
+    Err(Error::bad_data("these are not the tokens that the baseline was made from")
+        .in_file(file)
+        .hint("leave --text and --tokens out: a baseline has its own tokens"))
+}
+
+/// The error of a report whose gates do not all hold.
+///
+/// # Errors
+/// Kind `Finding`, with the gates.
+pub fn refuse_findings(report: &DriftReport, bundle: &Path) -> Result<()> {
+    match report.findings() {
+        Some(findings) => Err(Error::new(Kind::Finding, findings).in_file(bundle)),
+        None => Ok(()),
+    }
 }
 
 /// The report of a run of both models.

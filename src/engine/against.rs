@@ -28,15 +28,7 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
         damage.extend(trunk(bundle, checkpoint, tensor)?);
     }
     if moe_layers(bundle.spec()) != moe_layers(checkpoint.spec()) {
-        let what = "the checkpoint has other layers or experts".to_owned();
-        damage.push(Damage {
-            file: "manifest.json".into(),
-            layer: None,
-            expert: None,
-            tensor: None,
-            byte: None,
-            what,
-        });
+        damage.push(difference("manifest.json", None, "the checkpoint has other layers or experts".into()));
         return Ok(damage);
     }
     for (layer, n_experts) in moe_layers(checkpoint.spec()) {
@@ -48,7 +40,7 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
 fn trunk(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<Option<Damage>> {
     let damage = |byte, what: String| {
         let tensor = Some(tensor.name.clone());
-        Some(Damage { file: "trunk".into(), layer: None, expert: None, tensor, byte, what })
+        Some(Damage { tensor, byte, ..difference("trunk", None, what) })
     };
     let Some(kept) = bundle.trunk_tensors().iter().find(|t| t.name == tensor.name) else {
         return Ok(damage(None, "the checkpoint has it, the bundle does not".into()));
@@ -98,12 +90,9 @@ fn experts(
     ordered(n_experts, work, |e, (differing, error): (Vec<Part>, SquareSums)| {
         sums.add(&error);
         damage.extend(differing.into_iter().map(|part| Damage {
-            file: entry.bank.clone(),
-            layer: Some(id),
             expert: u32::try_from(e).ok(),
             tensor: Some(matrix_name(layer, e, part)),
-            byte: None,
-            what: "kept as released, but differs from the checkpoint".into(),
+            ..difference(&entry.bank, Some(id), "kept as released, but differs from the checkpoint".into())
         }));
         Ok(())
     })?;
@@ -113,16 +102,13 @@ fn experts(
         let what = format!(
             "relative squared error {found:e} against the checkpoint, the manifest records {recorded:e}"
         );
-        damage.push(Damage {
-            file: entry.bank.clone(),
-            layer: Some(id),
-            expert: None,
-            tensor: None,
-            byte: None,
-            what,
-        });
+        damage.push(difference(&entry.bank, Some(id), what));
     }
     Ok(damage)
+}
+
+fn difference(file: &str, layer: Option<u32>, what: String) -> Damage {
+    Damage { file: file.to_owned(), layer, expert: None, tensor: None, byte: None, what }
 }
 
 /// Parts that were kept and differ; error of those that were not kept.

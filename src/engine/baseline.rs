@@ -8,10 +8,11 @@ use moepack_format::{Context, Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_verify::baseline::{Baseline, BaselineWriter, Meta};
 use moepack_verify::drift::{LogitDrift, WindowDrift};
-use moepack_verify::forward::{Head, HeadScratch, Stream, ordered, run_layers};
+use moepack_verify::forward::{Head, HeadScratch, Stream, ordered};
 use moepack_verify::tokens::Windows;
 use rayon::prelude::*;
 
+use crate::engine::verify::run_layers;
 use crate::session::Session;
 
 /// Runs the reference and keeps what it predicts; returns the bytes of the file.
@@ -27,7 +28,7 @@ pub fn write_baseline(
 ) -> Result<u64> {
     let isa = Isa::get();
     let mut writer = BaselineWriter::create(path, meta, windows, model.spec().vocab)?;
-    let stream = run_layers(isa, model, windows, &|_| session.stop.check())?;
+    let stream = run_layers(session, "baseline", model, windows)?;
     let head = Head::load(isa, model)?;
     let format = writer.row_format();
     let ranges: Vec<Range<usize>> = windows.ranges().collect();
@@ -66,7 +67,7 @@ pub fn against_baseline(
 ) -> Result<(LogitDrift, usize)> {
     let (isa, windows) = (Isa::get(), baseline.windows());
     baseline.check_vocab(bundle.spec().vocab).in_file(bundle.root())?;
-    let stream = run_layers(isa, bundle, windows, &|_| session.stop.check())?;
+    let stream = run_layers(session, "verify", bundle, windows)?;
     let head = Head::load(isa, bundle)?;
     let ranges: Vec<Range<usize>> = windows.ranges().collect();
     let of_window = |(w, range): (usize, Range<usize>)| {

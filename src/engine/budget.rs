@@ -9,6 +9,8 @@ use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
 
 use crate::engine::sizes::Sizes;
+use crate::output::say;
+use crate::session::Session;
 use crate::size::human;
 
 /// Program, tokenizer and buffers of fixed size.
@@ -32,6 +34,21 @@ pub struct Budget {
     bytes: u64,
     bundle_bytes: u64,
     seconds: f64,
+}
+
+/// The session with as many of its threads as stay within its memory, and what the run then takes.
+///
+/// # Errors
+/// Not even one thread does (kind `Plan`, with the minimum).
+pub fn within_memory(session: &Session, budget: impl Fn(usize) -> Budget) -> Result<(Session, Budget)> {
+    let fits = |&threads: &usize| session.memory.is_none_or(|limit| budget(threads).bytes <= limit);
+    let threads = (1..=session.threads).rev().find(fits).unwrap_or(1);
+    let budget = budget(threads);
+    budget.check(session.memory)?;
+    if threads < session.threads {
+        say(&format!("note: {threads} of {} threads, to stay within --memory", session.threads));
+    }
+    Ok((Session { threads, ..session.clone() }, budget))
 }
 
 impl Budget {
@@ -80,6 +97,17 @@ impl Budget {
         Budget { bytes: bytes + layers.max(head), bundle_bytes: 0, seconds: 0.0 }
     }
 
+    /// Of holding `bytes` beside the program.
+    pub fn of_bytes(bytes: u64) -> Budget {
+        Budget { bytes: BASE_BYTES.saturating_add(bytes), bundle_bytes: 0, seconds: 0.0 }
+    }
+
+    /// Of comparing the experts of two models, one expert of each a thread.
+    pub fn of_comparison(models: [&Model; 2], threads: usize) -> Budget {
+        let bytes = |m: &Model| header_bytes(m) + threads as u64 * 2 * expert_bytes(m.spec());
+        Budget::of_bytes(models.into_iter().map(bytes).sum())
+    }
+
     /// Peak memory in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -101,7 +129,7 @@ impl Budget {
                 human(limit),
                 human(self.bytes)
             ))
-            .hint("use fewer --threads or a shorter text, or allow more memory")),
+            .hint("use fewer --threads, or a shorter text if there is one, or allow more memory")),
             _ => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ use crate::engine::experts::ExpertWork;
 use crate::engine::hash::Hashes;
 use crate::engine::pair::{Drift, Pair};
 use crate::engine::sizes::Sizes;
-use crate::engine::stats::StatsFile;
+use crate::engine::stats::{StatsFile, tokens_sha256};
 use crate::engine::workspace::Workspace;
 use crate::engine::writer::{self, LayerNote, Pieces, layer_note};
 use crate::progress::Progress;
@@ -90,15 +90,6 @@ fn recipe_value(job: &Job<'_>) -> Value {
         (None, None) => Value::Null,
     };
     json!({"recipe": job.recipe, "calibration": calibration})
-}
-
-/// SHA-256 of window lengths and token ids.
-pub fn tokens_sha256(windows: &Windows) -> String {
-    use sha2::Digest;
-    let mut hash = sha2::Sha256::new();
-    windows.lens.iter().for_each(|&l| hash.update((l as u64).to_le_bytes()));
-    windows.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
-    moepack_format::file::hex(&hash.finalize())
 }
 
 fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {

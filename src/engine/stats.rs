@@ -12,7 +12,9 @@ use moepack_convert::spec::Part;
 use moepack_format::trunk::TrunkWriter;
 use moepack_format::{Context, Dtype, Error, Header, InputFile, PlaneSpec, Result};
 use moepack_quant::stats::ColumnStats;
+use moepack_verify::tokens::Windows;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// What an expert's inputs were like.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,7 +43,7 @@ pub struct About {
     pub config_sha256: String,
     /// Tokens of the calibration text.
     pub n_tokens: u64,
-    /// SHA-256 of the token ids.
+    /// [`tokens_sha256`] of the calibration text.
     pub tokens_sha256: String,
 }
 
@@ -55,6 +57,14 @@ const ABOUT: &str = "about";
 /// The file cannot be read.
 pub fn config_sha256(model: &Model) -> Result<String> {
     InputFile::open(&model.root().join("config.json"))?.sha256(&|| false)
+}
+
+/// SHA-256 of window lengths and token ids.
+pub fn tokens_sha256(windows: &Windows) -> String {
+    let mut hash = Sha256::new();
+    windows.lens.iter().for_each(|&l| hash.update((l as u64).to_le_bytes()));
+    windows.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
+    moepack_format::file::hex(&hash.finalize())
 }
 
 /// A stats file being written: layers come in order.

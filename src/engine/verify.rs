@@ -3,7 +3,7 @@
 use moepack_convert::Model;
 use moepack_format::Result;
 use moepack_quant::Isa;
-use moepack_verify::forward::{self, LayerWeights, ordered};
+use moepack_verify::forward::{self, Head, LayerWeights, Stream, ordered};
 use moepack_verify::tokens::Windows;
 
 use crate::engine::pair::{Drift, Pair, check_comparable};
@@ -14,9 +14,18 @@ use crate::session::Session;
 /// # Errors
 /// Weights that cannot be read; a requested stop.
 pub fn nll(session: &Session, model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
-    let isa = Isa::get();
-    let display = session.progress("perplexity", 0, model.spec().n_experts());
-    forward::run(isa, model, windows, &|at| {
+    let stream = run_layers(session, "perplexity", model, windows)?;
+    session.stop.check()?;
+    Head::load(Isa::get(), model)?.nll(windows, &stream, &|_, _| ())
+}
+
+/// Pushes the text through all layers of a model, with progress under `label`: the stream that its head takes.
+///
+/// # Errors
+/// Weights that cannot be read; a requested stop.
+pub fn run_layers(session: &Session, label: &str, model: &Model, windows: &Windows) -> Result<Stream> {
+    let display = session.progress(label, 0, model.spec().n_experts());
+    forward::run_layers(Isa::get(), model, windows, &|at| {
         display.add(0, u64::from(at.experts_done > 0));
         session.stop.check()
     })

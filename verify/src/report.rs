@@ -179,13 +179,19 @@ impl DriftReport {
         self.gates.iter().all(|g| g.passed)
     }
 
+    /// The gates that do not hold, with value and limit, in one line; nothing if all do.
+    pub fn findings(&self) -> Option<String> {
+        let failed: Vec<String> = self.gates.iter().filter(|g| !g.passed).map(Gate::finding).collect();
+        let (n, f) = (self.gates.len(), failed.len());
+        (f > 0).then(|| format!("{f} of {n} gates do not hold: {}", failed.join("; ")))
+    }
+
     /// The report in one line.
     pub fn verdict(&self) -> String {
-        let failed: Vec<String> = self.gates.iter().filter(|g| !g.passed).map(Gate::finding).collect();
-        match (self.gates.len(), failed.len()) {
+        match (self.gates.len(), self.findings()) {
             (0, _) => "verdict: no gate was set (--max-kld, --max-ppl-increase, --min-top1)".to_owned(),
-            (n, 0) => format!("verdict: passed, {n} of {n} gates hold"),
-            (n, f) => format!("verdict: FAILED, {f} of {n} gates do not hold: {}", failed.join("; ")),
+            (n, None) => format!("verdict: passed, {n} of {n} gates hold"),
+            (_, Some(findings)) => format!("verdict: FAILED, {findings}"),
         }
     }
 
