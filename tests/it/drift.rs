@@ -110,6 +110,12 @@ fn a_baseline_replaces_the_checkpoint() {
     assert!((estimate / kld - 1.0).abs() < 0.1, "KLD {estimate} is estimated from the baseline, it is {kld}");
     let ratio = number(&short, "perplexity_ratio") / number(&full, "perplexity_ratio");
     assert!((ratio - 1.0).abs() < 1e-6, "perplexity ratios differ by {ratio}");
+    let with_text = ["verify", "out.moepack", "--reference", "eval.baseline", "--text"];
+    succeeds(work.path(), &[&with_text[..], &["eval.txt"]].concat());
+    std::fs::write(work.path().join("other.txt"), "These are not the words that the baseline was made from.")
+        .unwrap();
+    let other = moepack(work.path(), &[&with_text[..], &["other.txt"]].concat());
+    assert_eq!(other.code, Some(65), "{}", other.stderr);
     let bytes = std::fs::metadata(work.path().join("eval.baseline")).unwrap().len() as f64;
     let full_f16 = number(&full, "tokens_scored") * 2048.0 * 2.0;
     assert!(bytes < 0.05 * full_f16, "{bytes} bytes, {:.1} % of the logits", 100.0 * bytes / full_f16);
