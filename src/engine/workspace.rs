@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use moepack_format::limits::MANIFEST_BYTES_MAX;
+use moepack_format::manifest::{BUNDLE_FORMAT, MANIFEST};
 use moepack_format::{Context, Error, Kind, Result, atomic};
 use rustix::fs::{FlockOperation, RenameFlags};
 use serde::Serialize;
@@ -38,6 +40,7 @@ impl Workspace {
     pub fn open(target: &Path, overwrite: bool, work: &Value) -> Result<Workspace> {
         refuse_existing(target, overwrite)?;
         let dir = partial_dir(target)?;
+        refuse_foreign(&dir)?;
         fs::create_dir(&dir)
             .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
             .map_err(|e| match e.kind() {
@@ -76,12 +79,12 @@ impl Workspace {
         write_json(&journal, work)
     }
 
-    /// Removes what an earlier, different or torn run left.
+    /// Removes what an earlier, different or torn run left; the journal, which says that it is ours, at last.
     fn clear(&self) -> Result<()> {
-        for path in entries(&self.dir)? {
-            if !path.ends_with(LOCK) {
-                fs::remove_file(&path).map_err(|e| Error::io(&e, "remove", &path))?;
-            }
+        let mut paths = entries(&self.dir)?;
+        paths.sort_by_key(|path| path.ends_with(JOURNAL));
+        for path in paths.iter().filter(|path| !path.ends_with(LOCK)) {
+            fs::remove_file(path).map_err(|e| Error::output(&e, "remove", path))?;
         }
         Ok(())
     }
@@ -117,11 +120,8 @@ impl Workspace {
     /// # Errors
     /// The file system refuses; the workspace then stays for another try.
     pub fn publish(self) -> Result<()> {
-        for path in entries(&self.dir)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.ends_with(NOTE_SUFFIX) || name == JOURNAL || name == LOCK || name.starts_with('.') {
-                fs::remove_file(&path).map_err(|e| Error::io(&e, "remove", &path))?;
-            }
+        for path in entries(&self.dir)?.iter().filter(|path| is_note(&name_of(path))) {
+            fs::remove_file(path).map_err(|e| Error::output(&e, "remove", path))?;
         }
         sync_dir(&self.dir)?;
         rename(&self.dir, &self.target, self.overwrite)?;
@@ -160,19 +160,72 @@ pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
     match fs::symlink_metadata(target) {
         Err(_) => Ok(()),
         Ok(_) if !overwrite => cannot("the output exists", "choose another name, or say --overwrite"),
-        Ok(found) if found.is_dir() && !moepack_format::Bundle::is_bundle(target) => cannot(
-            "the output is a directory that is no bundle",
-            "only a bundle is ever overwritten; choose another name",
-        ),
         Ok(found) if !found.is_dir() => cannot("the output is no directory", "choose another name"),
-        Ok(_) => Ok(()),
+        Ok(_) => match foreign_file(target)? {
+            None => Ok(()),
+            Some(name) => cannot(
+                &format!("the output is a directory with {name:?}, which is no part of a bundle"),
+                "only a bundle is ever overwritten; choose another name",
+            ),
+        },
     }
+}
+
+/// Refuses a `.partial` that some other program or a person made: going on would remove what is in it.
+fn refuse_foreign(dir: &Path) -> Result<()> {
+    let what = match fs::symlink_metadata(dir) {
+        Err(_) => return Ok(()),
+        Ok(found) if !found.is_dir() => "no directory is in the way of unfinished work".to_owned(),
+        Ok(_) if dir.join(JOURNAL).exists() => return Ok(()),
+        Ok(_) => match foreign_file(dir)? {
+            None => return Ok(()),
+            Some(name) => format!("a directory with {name:?}, which moepack did not write, is in the way"),
+        },
+    };
+    Err(Error::new(Kind::CannotCreate, what)
+        .in_file(dir)
+        .hint("move it away, or choose another name for the output"))
+}
+
+/// The first thing in `dir` that neither a bundle nor a run of this program has there; what is lost with it would not
+/// come back.
+fn foreign_file(dir: &Path) -> Result<Option<String>> {
+    let listed = listed_files(dir);
+    let ours = |name: &str| {
+        listed.iter().any(|l| l == name)
+            || name == MANIFEST && !listed.is_empty()
+            || is_note(name)
+            || atomic::is_temp_name(name)
+    };
+    let mut names: Vec<String> = entries(dir)?.iter().map(|path| name_of(path)).collect();
+    names.sort();
+    Ok(names.into_iter().find(|name| !ours(name) || dir.join(name).is_dir()))
+}
+
+/// The files that a manifest lists, damaged or of another version as it may be; none if it is no manifest of ours.
+fn listed_files(dir: &Path) -> Vec<String> {
+    let text = crate::text::read(&dir.join(MANIFEST), MANIFEST_BYTES_MAX).unwrap_or_default();
+    let manifest: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let files = manifest
+        .get("files")
+        .and_then(Value::as_array)
+        .filter(|_| manifest.get("format") == Some(&BUNDLE_FORMAT.into()));
+    files.into_iter().flatten().filter_map(|f| Some(f.get("path")?.as_str()?.to_owned())).collect()
+}
+
+/// Whether a run keeps something of its own under this name, which is no part of the bundle.
+fn is_note(name: &str) -> bool {
+    name.ends_with(NOTE_SUFFIX) || name == JOURNAL || name == LOCK
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = file.map_err(|e| Error::io(&e, "create the lock", &path))?;
+    let mut file = file.map_err(|e| Error::output(&e, "create the lock", &path))?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         let _ = (&file).take(200).read_to_string(&mut holder);
@@ -307,9 +360,34 @@ mod tests {
     }
 
     #[test]
+    fn what_someone_else_keeps_is_never_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let (target, partial) = (root.path().join("m"), root.path().join("m.partial"));
+        let code = || Workspace::open(&target, true, &json!(1)).unwrap_err().kind().exit_code();
+        fs::create_dir(&partial).unwrap();
+        fs::write(partial.join("diary.txt"), "dear").unwrap();
+        assert_eq!(code(), 73);
+        assert_eq!(fs::read(partial.join("diary.txt")).unwrap(), b"dear");
+        fs::rename(&partial, root.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &partial).unwrap();
+        assert_eq!(code(), 73, "a symlink");
+        // A web page has a manifest.json too.
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join(MANIFEST), r#"{"name": "page", "files": [{"path": "index.html"}]}"#).unwrap();
+        fs::write(target.join("index.html"), "<html>").unwrap();
+        assert_eq!(code(), 73, "another program's manifest");
+        let ours = r#"{"format": "moepack.bundle", "files": [{"path": "index.html"}]}"#;
+        fs::write(target.join(MANIFEST), ours).unwrap();
+        assert_eq!(refuse_existing(&target, true), Ok(()));
+        fs::write(target.join("notes.txt"), "mine").unwrap();
+        assert_eq!(code(), 73, "a note beside the bundle");
+    }
+
+    #[test]
     fn what_exists_is_not_overwritten_by_accident() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(refuse_existing(root.path(), false).unwrap_err().kind().exit_code(), 73);
+        fs::write(root.path().join("page.html"), "").unwrap();
         assert_eq!(refuse_existing(root.path(), true).unwrap_err().kind().exit_code(), 73);
         assert_eq!(refuse_existing(&root.path().join("new"), false), Ok(()));
     }
