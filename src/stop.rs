@@ -1,9 +1,20 @@
 //! Stopping on request: SIGINT and SIGTERM set a flag that long work looks at between experts.
+//!
+//! Some steps are longer than a person waits: the tokenizer on a long text, a layer's attention. So a thread watches too:
+//! what has not stopped by itself soon is ended, after its temporary files are removed. Nothing is lost by that, because a
+//! run can be killed at any point.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use moepack_format::{Error, Kind, Result};
+use moepack_format::{Error, Kind, Result, atomic};
+use signal_hook::iterator::Signals;
+
+use crate::output::say;
+
+/// How long a run may take to stop by itself.
+const GRACE: Duration = Duration::from_millis(1200);
 
 /// The flags that the signals set. Cheap to copy around.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +40,26 @@ impl Stop {
         }
         // A file that outgrows `ulimit -f` is an error of that write, not the end of the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(cannot(SIGXFSZ))?;
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(cannot(SIGINT))?;
+        let watched = stop.clone();
+        let watch = move || {
+            // Waits without end for the first; the flags say which it is.
+            if signals.forever().next().is_some() {
+                watched.end_soon();
+            }
+        };
+        std::thread::Builder::new().name("stop".into()).spawn(watch).map_err(cannot(SIGINT))?;
         Ok(stop)
+    }
+
+    /// Ends the process if it has not ended by itself after [`GRACE`].
+    fn end_soon(&self) {
+        std::thread::sleep(GRACE);
+        if let Err(e) = self.check() {
+            atomic::abandon_all();
+            say(&format!("error: {e}"));
+            std::process::exit(e.kind().exit_code().into());
+        }
     }
 
     /// Whether to stop.

@@ -4,16 +4,22 @@
 //! name durable (fsync of the directory). Dropped without `commit`, the temporary file is removed; one that a
 //! killed process left is removed by [`sweep`].
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::file::{self, CHUNK_BYTES};
+use crate::handles::lock;
+
+/// The temporary files of this process.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A file that is being written and has no name yet.
 #[derive(Debug)]
@@ -29,8 +35,10 @@ impl AtomicFile {
     /// Starts a file that will appear as `final_path`, replacing what may be there.
     ///
     /// # Errors
-    /// `CannotCreate` if the directory is missing or read-only, else what the operating system says.
+    /// `CannotCreate` if the directory is missing or read-only or a device is there, else what the operating system
+    /// says.
     pub fn create(final_path: &Path) -> Result<AtomicFile> {
+        refuse_special(final_path)?;
         let (file, temp_path) = create_temp(final_path)?;
         Ok(AtomicFile { file, temp_path, final_path: final_path.to_path_buf(), end: 0, committed: false })
     }
@@ -141,6 +149,7 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
+        lock(&UNFINISHED).remove(&self.temp_path);
         if !self.committed {
             // Nothing can be told to anyone here; `sweep` of the next run removes what is left.
             let _ = std::fs::remove_file(&self.temp_path);
@@ -156,6 +165,14 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.append(bytes)?;
     file.commit()
+}
+
+/// Removes every temporary file of this process, for one that ends without dropping what its threads hold.
+pub fn abandon_all() {
+    for path in std::mem::take(&mut *lock(&UNFINISHED)) {
+        // The process ends; nobody is left who could be told.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// Removes temporary files that a killed run left in `dir`. Only for one who holds the lock on it.
@@ -181,6 +198,18 @@ pub fn is_temp_name(name: &str) -> bool {
     numbers.is_some_and(|(pid, n)| digits(pid) && digits(n))
 }
 
+/// Refuses to put a file in place of a device, FIFO or socket, such as /dev/null.
+fn refuse_special(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_dir() => Err(Error::new(
+            Kind::CannotCreate,
+            "the output is a device, FIFO or socket, expected a file or nothing",
+        )
+        .in_file(path)),
+        _ => Ok(()),
+    }
+}
+
 fn create_temp(final_path: &Path) -> Result<(File, PathBuf)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = final_path
@@ -192,7 +221,10 @@ fn create_temp(final_path: &Path) -> Result<(File, PathBuf)> {
         let temp_path = final_path.with_file_name(format!(".{name}.tmp-{}-{n}", std::process::id()));
         // `create_new` follows no link that somebody put there.
         match OpenOptions::new().read(true).write(true).create_new(true).open(&temp_path) {
-            Ok(file) => return Ok((file, temp_path)),
+            Ok(file) => {
+                lock(&UNFINISHED).insert(temp_path.clone());
+                return Ok((file, temp_path));
+            }
             // Left by an earlier process of this id: containers start at 1 again.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => return Err(Error::output(&e, "create", final_path)),
@@ -217,7 +249,6 @@ fn sync_dir(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(dir).unwrap();
@@ -261,6 +292,12 @@ mod tests {
         assert_eq!(names(dir.path()).len(), 1);
         drop(file);
         assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_device_is_not_replaced() {
+        let e = AtomicFile::create(Path::new("/dev/null")).unwrap_err();
+        assert_eq!(e.kind(), Kind::CannotCreate);
     }
 
     #[test]
