@@ -28,8 +28,10 @@ pub fn main() -> ExitCode {
     match run(&matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
+            let kind = e.kind();
+            let e = if let Some(hint) = kind.usual_hint() { e.hint(hint) } else { e };
             say(&format!("error: {e}"));
-            ExitCode::from(e.kind().exit_code())
+            ExitCode::from(kind.exit_code())
         }
     }
 }

@@ -50,6 +50,23 @@ impl Kind {
             Kind::Interrupted => 130,
         }
     }
+
+    /// What usually helps, for an error that has nothing better to say.
+    pub const fn usual_hint(self) -> Option<&'static str> {
+        match self {
+            Kind::Finding | Kind::Interrupted => None,
+            Kind::Usage => Some("the command's --help has examples"),
+            Kind::BadData => Some(
+                "the file is damaged, or not what it is taken for; fetch or make it again, and compare its sha256",
+            ),
+            Kind::Missing => Some("check the path"),
+            Kind::CannotCreate => Some("choose another place for the output"),
+            Kind::Io => Some("look at the disk and at the system's log, then run the same command again"),
+            Kind::Temporary => Some("run the same command again later"),
+            Kind::Permission => Some("look at the owner and the mode of that file and its directory"),
+            Kind::Plan => Some("change the recipe or the limit; `moepack plan` shows what one takes"),
+        }
+    }
 }
 
 /// What went wrong, where, and what to do about it.
