@@ -11,6 +11,8 @@ use moepack_verify::tokens::Windows;
 /// Window length where none is given: that of the models' reference figures.
 pub const CTX_DEFAULT: usize = 256;
 
+const TOKENIZER: &str = "tokenizer.json";
+
 /// How text becomes windows.
 #[derive(Args, Clone, Debug)]
 pub struct WindowArgs {
@@ -57,13 +59,13 @@ impl InputArgs {
 pub fn windows_of_text(model: &Model, text: &Path, args: &WindowArgs) -> Result<Windows> {
     let bytes = read(text, TEXT_BYTES_MAX)?;
     let text_str = utf8(&bytes).in_file(text)?;
-    let path = model.root().join("tokenizer.json");
+    let path = model.root().join(TOKENIZER);
     if !path.exists() {
         return Err(Error::missing("the model has no tokenizer.json")
             .in_file(model.root())
             .hint("give token ids with --tokens instead of a text"));
     }
-    let tokenizer = Tokenizer::parse(&read(&path, TOKENIZER_BYTES_MAX)?).in_file(&path)?;
+    let tokenizer = Tokenizer::parse(&model.side_file(TOKENIZER, TOKENIZER_BYTES_MAX)?).in_file(&path)?;
     let ids = tokenizer.encode(text_str).in_file(&path)?;
     let bos = if args.bos { Some(bos_token(model)?) } else { None };
     let windows = Windows::cut(&ids, args.ctx, bos).in_file(text)?;

@@ -29,6 +29,6 @@ pub use catalog::{Catalog, TrunkTensor};
 pub use checkpoint::{Checkpoint, SideFile, SourceFile};
 pub use coded::{CodedExpert, CodedPart, Origin};
 pub use family::{FAMILIES, Family};
-pub use model::{Model, OpenOptions, StoredPart};
+pub use model::{FiniteCheck, Model, OpenOptions, StoredPart};
 pub use spec::{ModelSpec, Part, Role};
 pub use tensor::{Expert, Tensor};

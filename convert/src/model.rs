@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use moepack_format::{Bundle, Error, Result};
+use moepack_format::{Bundle, Error, InputFile, Result};
 
 use crate::catalog::{Catalog, Source};
 use crate::checkpoint::{Checkpoint, Place, SideFile, SourceFile, SourceTensor};
@@ -18,11 +18,15 @@ use crate::limits::CONFIG_BYTES_MAX;
 use crate::spec::{ModelSpec, Role};
 
 mod experts;
+mod finite;
 #[cfg(test)]
 mod tests;
 mod trunk;
 
 pub use experts::StoredPart;
+pub use finite::FiniteCheck;
+
+const CONFIG: &str = "config.json";
 
 /// How to open a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +84,7 @@ impl Model {
             fp8_block,
         })?;
         if let Some(bundle) = &bundle {
+            check_side_file(bundle, checkpoint.place(), CONFIG)?;
             check_bundle(bundle, family, &spec)?;
             let left_out = bundle.manifest.left_out.iter();
             catalog.left_out.extend(left_out.map(|l| (l.name.clone(), l.reason.clone())));
@@ -137,6 +142,19 @@ impl Model {
         self.checkpoint.place().side_files(notes)
     }
 
+    /// A small file beside the weights, such as the tokenizer; of a bundle, the one that its manifest knows.
+    ///
+    /// # Errors
+    /// `Missing` if it is not there; `BadData` if it is longer than `bytes_max`, leads out of the model's directory or
+    /// is not what the manifest says.
+    pub fn side_file(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>> {
+        let place = self.checkpoint.place();
+        if let Some(bundle) = &self.bundle {
+            check_side_file(bundle, place, name)?;
+        }
+        place.read_small(name, bytes_max)
+    }
+
     /// Refuses a source that changed since it was opened.
     ///
     /// # Errors
@@ -146,15 +164,27 @@ impl Model {
     }
 }
 
+/// Refuses a side file of a bundle that is not the one its manifest lists.
+fn check_side_file(bundle: &Bundle, place: &Place, name: &str) -> Result<()> {
+    let Some(entry) = bundle.manifest.file(name) else { return Ok(()) };
+    let path = place.resolve(name)?;
+    let found = InputFile::open(&path)?.sha256(&|| false)?;
+    if found == entry.sha256 {
+        return Ok(());
+    }
+    Err(Error::bad_data(format!("sha256 is {found}, the manifest says {}", entry.sha256))
+        .in_file(&path)
+        .hint("the file is damaged or was changed; `moepack check` lists all damage"))
+}
+
 fn read_config(place: &Place) -> Result<Config> {
-    const NAME: &str = "config.json";
-    if !place.has(NAME) {
+    if !place.has(CONFIG) {
         return Err(Error::missing("config.json is not there")
-            .in_file(place.root().join(NAME))
+            .in_file(place.root().join(CONFIG))
             .hint("fetch it with the weights; the tensors alone do not say what the model is"));
     }
-    let text = place.read_small(NAME, CONFIG_BYTES_MAX)?;
-    Config::parse(&place.root().join(NAME), &text)
+    let text = place.read_small(CONFIG, CONFIG_BYTES_MAX)?;
+    Config::parse(&place.root().join(CONFIG), &text)
 }
 
 /// The banks of a bundle are those that its config.json asks for.

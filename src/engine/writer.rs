@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::{CodedExpert, Model};
+use moepack_convert::{CodedExpert, FiniteCheck, Model};
 use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
 use moepack_format::manifest::{
     BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, Provenance, Tool,
@@ -45,16 +45,18 @@ pub fn write_trunk(
         let path = workspace.dir().join(trunk_name(i + 1, files.len()));
         let mut writer = TrunkWriter::create(&path, specs.get(range.clone()).unwrap_or_default())?;
         for tensor in tensors.get(range.clone()).unwrap_or_default() {
-            let mut at = 0;
+            let (mut at, mut finite) = (0, FiniteCheck::new(tensor.dtype));
             while at < tensor.bytes {
                 stop.check()?;
                 let n = usize::try_from(tensor.bytes - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
                 let bytes = chunk.get_mut(..n).unwrap_or_default();
                 model.read_raw(tensor, at, bytes)?;
+                finite.look(bytes);
                 writer.write(&tensor.name, bytes)?;
                 at += n as u64;
                 progress.add(n as u64, 0);
             }
+            finite.finish().map_err(|e| model.at_trunk(tensor, e))?;
         }
         summaries.push(writer.finish()?);
     }

@@ -7,6 +7,9 @@ use moepack_format::{InputFile, Result};
 use super::Place;
 use crate::limits::SIDE_FILE_BYTES_MAX;
 
+/// A Git LFS pointer is shorter than this, by its specification.
+const LFS_POINTER_BYTES_MAX: u64 = 1024;
+
 /// A file to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideFile {
@@ -48,7 +51,7 @@ impl Place {
     /// told in `notes`.
     ///
     /// # Errors
-    /// A file that cannot be read, or a symlink out of the checkpoint.
+    /// A file that cannot be read, a Git LFS pointer in its place, or a symlink out of the checkpoint.
     pub fn side_files(&self, notes: &mut Vec<String>) -> Result<Vec<SideFile>> {
         let mut files = Vec::new();
         for name in self.entries()?.into_iter().filter(|n| wanted(n)) {
@@ -63,6 +66,10 @@ impl Place {
                     "{name} has {bytes} bytes, more than {SIDE_FILE_BYTES_MAX}, and is not copied"
                 ));
                 continue;
+            }
+            if bytes <= LFS_POINTER_BYTES_MAX {
+                // What travels along must be the file itself; `read_small` refuses a pointer to it.
+                self.read_small(&name, bytes)?;
             }
             files.push(SideFile { name, path, bytes });
         }

@@ -70,6 +70,13 @@ impl Model {
         self.checkpoint.read(source, offset, buf)
     }
 
+    /// Says of an error that it is about this tensor.
+    pub fn at_trunk(&self, tensor: &TrunkTensor, error: Error) -> Error {
+        let source = self.checkpoint.tensors().get(tensor.tensor);
+        let error = error.in_tensor(&*tensor.name);
+        source.map_or(error.clone(), |s| error.in_file(self.checkpoint.path_of(s)))
+    }
+
     /// Looks at every scale of the trunk, so that a bad one is found before hours of work.
     ///
     /// # Errors

@@ -198,6 +198,28 @@ pub const VALUES: &[Fault] = &[
         },
     },
     Fault {
+        what: "NaN in the trunk, which is only copied",
+        of: QWEN3,
+        exit: 65,
+        says: &[NORM, WEIGHTS, "2 of 64 numbers are NaN or infinite, the first is number 5"],
+        make: |m| {
+            m.tensor(NORM, |t| {
+                t.set_f32(5, f32::NAN);
+                t.set_f32(9, f32::NEG_INFINITY);
+            })
+        },
+    },
+    Fault {
+        what: "a Git LFS pointer in place of the tokenizer, which travels along",
+        of: QWEN3,
+        exit: 66,
+        says: &["Git LFS pointer", "tokenizer.json", "git lfs pull"],
+        make: |m| {
+            let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+            fs::write(m.path("tokenizer.json"), pointer).unwrap();
+        },
+    },
+    Fault {
         what: "an MXFP4 scale that is NaN",
         of: MXFP4,
         exit: 65,
