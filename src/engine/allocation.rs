@@ -66,24 +66,33 @@ pub fn recipe_within(model: &Model, limit: Limit, solver: &str, align: u64) -> R
         let alternatives: Vec<Vec<Alternative>> = items.iter().map(|i| i.alternatives.clone()).collect();
         allocate(&alternatives, payload_bytes).map(|chosen| recipe(&items, &chosen, solver, align))
     };
+    let least = items.iter().filter_map(|i| i.alternatives.iter().map(|a| a.bytes).min()).sum();
     match limit {
         Limit::Bits(bits) => {
             let weights = model.spec().expert_weights();
-            choose((bits * weights as f64 / 8.0) as u64)
-                .map_err(|e| Error::plan(format!("--bits {bits} cannot be met: {}", e.what())))
+            let nearest = (least as f64 * 8e4 / weights as f64).ceil() / 1e4;
+            choose((bits * weights as f64 / 8.0) as u64).map_err(|e| {
+                Error::plan(format!("--bits {bits} cannot be met: {}", e.what()))
+                    .hint(format!("the nearest that can is --bits {nearest}"))
+            })
         }
-        Limit::BundleBytes(bytes) => within_bundle(model, bytes, choose),
+        Limit::BundleBytes(bytes) => within_bundle(model, bytes, least, choose),
     }
 }
 
 /// Padding and headers depend on what is chosen, so the payload's budget is found by trying: it grows by what is left
 /// over until the bundle would be too large.
-fn within_bundle(model: &Model, bytes: u64, choose: impl Fn(u64) -> Result<Recipe>) -> Result<Recipe> {
+fn within_bundle(
+    model: &Model,
+    bytes: u64,
+    least: u64,
+    choose: impl Fn(u64) -> Result<Recipe>,
+) -> Result<Recipe> {
     const ROUNDS: usize = 40;
-    let size = |recipe: &Recipe| -> Result<(u64, u64)> {
+    let size = |recipe: &Recipe| -> Result<u64> {
         let choices = Choices::new(recipe, &moe_layers(model.spec()))?;
         let sizes = Sizes::of(model, &choices, recipe.align)?;
-        Ok((sizes.bundle_bytes(), sizes.payload_bytes()))
+        Ok(sizes.bundle_bytes())
     };
     let (mut low, mut high) = (0, bytes);
     let mut best = None;
@@ -93,7 +102,7 @@ fn within_bundle(model: &Model, bytes: u64, choose: impl Fn(u64) -> Result<Recip
         let fits = match choose(budget) {
             Err(_) => true,
             Ok(recipe) => {
-                let fits = size(&recipe)?.0 <= bytes;
+                let fits = size(&recipe)? <= bytes;
                 if fits {
                     best = Some(recipe);
                 }
@@ -109,11 +118,16 @@ fn within_bundle(model: &Model, bytes: u64, choose: impl Fn(u64) -> Result<Recip
             break;
         }
     }
-    best.ok_or_else(|| {
-        let least = choose(u64::MAX / 2).and_then(|r| size(&r)).map_or(0, |(all, payload)| all - payload);
-        Error::plan(format!("--target-size {bytes} cannot be met: all but the experts takes {least} bytes"))
-            .hint("nothing but routed experts is quantized; see `moepack plan --codec int2-g128` for the smallest bundle")
-    })
+    let Some(best) = best else {
+        let nearest = size(&choose(least)?)?;
+        return Err(Error::plan(format!(
+            "--target-size {bytes} cannot be met: the smallest possible takes about {nearest} bytes"
+        ))
+        .hint(format!(
+            "nothing but routed experts is quantized; the nearest that can is --target-size {nearest}"
+        )));
+    };
+    Ok(best)
 }
 
 fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe {

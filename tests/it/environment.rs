@@ -1,7 +1,8 @@
 //! What the world around a run can refuse, and what the run then says and leaves.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::support::{assert_same, fixture, listing, moepack, succeeds};
 
@@ -72,6 +73,66 @@ fn an_output_inside_the_input_is_wrong_usage() {
             moepack(work.path(), &["quantize", "model", "-o", output, "--codec", "int8", "--overwrite"]);
         assert_eq!(run.code, Some(2), "{output}: {}", run.stderr);
         assert_eq!(listing(work.path()), before, "{output} left something");
+    }
+}
+
+#[test]
+fn what_someone_else_keeps_is_never_removed() {
+    let work = tempfile::tempdir().unwrap();
+    // A directory that happens to have the name of unfinished work, and a web page, which has a manifest.json too.
+    for (dir, file, text) in [
+        ("out.moepack.partial", "diary.txt", "dear"),
+        ("out.moepack", "manifest.json", r#"{"name": "page"}"#),
+    ] {
+        let dir = work.path().join(dir);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(file), text).unwrap();
+        let before = listing(work.path());
+        let run = moepack(work.path(), &[quantize("out.moepack"), vec!["--overwrite".into()]].concat());
+        assert_eq!(run.code, Some(73), "{}", run.stderr);
+        assert!(run.stderr.contains(file) && run.stderr.contains("hint:"), "{}", run.stderr);
+        assert_eq!(listing(work.path()), before);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
+#[test]
+fn a_step_that_takes_long_ends_soon_after_the_signal_and_leaves_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(fixture("text/eval.txt")).unwrap().repeat(100);
+    std::fs::write(work.path().join("long.txt"), text).unwrap();
+    let model = fixture("tiny-deepseek-v3");
+    for (signal, exit) in [("INT", 130), ("TERM", 75)] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_moepack"))
+            .args(["calibrate", model.to_str().unwrap(), "--text", "long.txt", "-o", "stats"])
+            .current_dir(work.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        let asked = Instant::now();
+        assert!(
+            Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap().success()
+        );
+        let code = child.wait().unwrap().code();
+        // 2 s by design; a busy machine gets twice that.
+        assert!(asked.elapsed() < Duration::from_secs(4), "it took {:?} to stop", asked.elapsed());
+        assert_eq!(code, Some(exit), "SIG{signal}");
+        assert_eq!(listing(work.path()), [Path::new("long.txt")]);
+    }
+}
+
+#[test]
+fn a_budget_that_cannot_be_met_names_the_nearest_that_can() {
+    let work = tempfile::tempdir().unwrap();
+    let with = |option: &str, value: &str| {
+        moepack(work.path(), &["plan", fixture("tiny-deepseek-v3").to_str().unwrap(), option, value])
+    };
+    for (option, value) in [("--bits", "1.2"), ("--target-size", "1MiB")] {
+        let refused = with(option, value);
+        assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+        let nearest = refused.stderr.trim().rsplit(' ').next().unwrap().to_owned();
+        assert_eq!(with(option, &nearest).code, Some(0), "{option} {nearest}: {}", refused.stderr);
     }
 }
 
