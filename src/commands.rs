@@ -54,10 +54,9 @@ impl Command {
     pub fn parser(&self) -> clap::Command {
         let template = "{about}\n\nExamples:\n{before-help}\n{usage-heading} {usage}\n\n{all-args}";
         let examples: String = self.examples.iter().map(|line| format!("  {line}\n")).collect();
-        let parser = clap::Command::new(self.name)
-            .about(self.about)
-            .before_help(examples.trim_end().to_owned() + "\n");
-        (self.args)(parser).help_template(template)
+        let parser = clap::Command::new(self.name).before_help(examples.trim_end().to_owned() + "\n");
+        // After the arguments, whose groups bring descriptions of their own.
+        (self.args)(parser).about(self.about).help_template(template)
     }
 }
 

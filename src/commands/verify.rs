@@ -68,7 +68,7 @@ pub struct GateArgs {
     #[arg(long, value_name = "P%", value_parser = percent)]
     max_ppl_increase: Option<f64>,
     /// Fail if the most likely token agrees less often than this
-    #[arg(long, value_name = "P%", value_parser = percent)]
+    #[arg(long, value_name = "P%", value_parser = share)]
     min_top1: Option<f64>,
     /// Write the report as one HTML file
     #[arg(long, value_name = "FILE.html")]
@@ -89,6 +89,11 @@ impl GateArgs {
 
 fn nats(text: &str) -> std::result::Result<f64, String> {
     parse_nats(text).map_err(|e| e.to_string())
+}
+
+/// A percentage that something can reach.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    percent(text).and_then(|p| if p <= 1.0 { Ok(p) } else { Err("no more than 100% can agree".to_owned()) })
 }
 
 fn percent(text: &str) -> std::result::Result<f64, String> {

@@ -7,6 +7,7 @@ use moepack_convert::spec::Attention;
 use moepack_convert::{Model, ModelSpec, Role};
 use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
+use rustix::fs::StatVfsMountFlags;
 
 use crate::engine::sizes::Sizes;
 use crate::output::say;
@@ -142,6 +143,9 @@ impl Budget {
         let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // Where the system does not tell, the run finds out.
         let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
+        if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(Error::new(Kind::CannotCreate, "the file system is read-only").in_file(dir));
+        }
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if free < self.bundle_bytes {
             let what =

@@ -31,6 +31,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         &["quantize", "x", "-o", "y", "--memory", "3 bananas"],
         &["perplexity", "x"],
         &["verify", "x", "--reference", "y", "--max-kld", "-1"],
+        &["verify", "x", "--reference", "y", "--min-top1", "101%"],
     ] {
         let run = moepack(dir.path(), args);
         assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{args:?}: {}", run.stderr);
@@ -50,6 +51,8 @@ fn help_shows_examples_first_and_goes_to_stdout() {
         let run = succeeds(dir.path(), &[command, "--help"]);
         let (examples, usage) = (run.stdout.find("Examples:"), run.stdout.find("Usage:"));
         assert!(examples.is_some() && examples < usage, "{command}\n{}", run.stdout);
+        let about: String = run.stdout.chars().take(20).collect();
+        assert!(succeeds(dir.path(), &["--help"]).stdout.contains(&about), "{command}: {about}");
     }
     assert!(succeeds(dir.path(), &["completions", "bash"]).stdout.contains("moepack"));
     assert!(succeeds(dir.path(), &["man"]).stdout.starts_with(".ie"), "roff");
