@@ -113,7 +113,11 @@ fn report(model: &Model, args: &Arguments) -> Result<Report> {
         trunk_bytes,
         total_bytes,
         bpw_experts: bits_each(expert_bytes, expert_weights),
-        bpw_total: bits_each(total_bytes, expert_weights + trunk_weights),
+        // One meaning everywhere: planes of experts and the trunk; padding and side files are in the bytes only.
+        bpw_total: match model.bundle() {
+            Some(bundle) => bundle.manifest.totals.bpw_total,
+            None => bits_each(expert_bytes + trunk_bytes, expert_weights + trunk_weights),
+        },
         trunk_dtypes,
         layers,
         left_out: model.catalog().left_out.iter().map(|(name, reason)| format!("{name}: {reason}")).collect(),
@@ -161,7 +165,7 @@ fn text(r: &Report) -> String {
     text += &line("expert bytes", format!("{}, {:.4} bits per weight", human(r.expert_bytes), r.bpw_experts));
     let dtypes: Vec<String> = r.trunk_dtypes.iter().map(|(d, b)| format!("{d} {}", human(*b))).collect();
     text += &line("trunk bytes", format!("{} ({})", human(r.trunk_bytes), dtypes.join(", ")));
-    text += &line("total bytes", format!("{}, {:.4} bits per weight", human(r.total_bytes), r.bpw_total));
+    text += &line("total", format!("{}; {:.4} bits per weight", human(r.total_bytes), r.bpw_total));
     let mut rows = vec![
         ["layer", "experts", "bytes", "bpw", "gate_proj", "up_proj", "down_proj", "rel. sq. error"]
             .map(String::from)
