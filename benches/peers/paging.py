@@ -37,6 +37,8 @@ def main():
         "--readonly",
         "--rw=randread",
         f"--bs={block}",
+        # Records start at multiples of this, not of their size; where blocks start matters to some disks.
+        f"--blockalign={align}",
         "--direct=1",
         "--ioengine=psync",
         f"--numjobs={args.threads}",
