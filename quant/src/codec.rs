@@ -96,7 +96,40 @@ pub trait Codec: Send + Sync + Debug {
         out: &mut [f32],
     ) -> Result<()>;
 
-    /// Bits per weight of a `[rows, cols]` matrix, every scale and table counted.
+    /// The planes of a matrix that was coded: those of [`Codec::planes`], with the lengths that they came out with.
+    ///
+    /// # Errors
+    /// A shape this codec cannot hold.
+    fn planes_of(&self, rows: usize, cols: usize, _coded: &Planes) -> Result<Vec<PlaneSpec>> {
+        self.planes(rows, cols)
+    }
+
+    /// The same codec, writing at most `bits` a weight, all planes counted, and hardly less. `None` where the codec has
+    /// one rate only.
+    fn at_rate(&self, _bits: f64) -> Option<CodecRef> {
+        None
+    }
+
+    /// Begins to code a matrix column by column. `None` where the codec does not work so.
+    ///
+    /// # Errors
+    /// Those of [`Codec::encode`].
+    fn columns<'a>(
+        &'a self,
+        _isa: Isa,
+        _w: Matrix<'a>,
+        _plan: ColumnPlan<'a>,
+    ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
+        Ok(None)
+    }
+
+    /// Rows that are decoded together: a decoder asked for fewer does the work of this many.
+    fn rows_at_once(&self, _rows: usize) -> usize {
+        1
+    }
+
+    /// Bits per weight of a `[rows, cols]` matrix, every scale and table counted; at most so many where the lengths of
+    /// planes depend on the numbers.
     ///
     /// # Errors
     /// A shape this codec cannot hold.
@@ -111,6 +144,36 @@ pub trait Codec: Send + Sync + Debug {
 
 /// A codec, shared.
 pub type CodecRef = Arc<dyn Codec>;
+
+/// What a solver says before it has a matrix coded column by column.
+#[derive(Clone, Copy, Debug)]
+pub struct ColumnPlan<'a> {
+    /// The columns in the order in which they will come; each once.
+    pub order: &'a [usize],
+    /// What a squared error in each column costs while all later columns can still make up for it (the diagonal
+    /// `d_j²` of GPTQ's factor), `[cols]`, by column and not by order. Steps may be chosen by it.
+    pub cost: &'a [f32],
+    /// What a squared error costs without feedback (the diagonal of the Hessian), `[cols]`. Scales that several columns
+    /// share are fitted by it.
+    pub importance: &'a [f32],
+}
+
+/// Codes a matrix one column after the other, so that a solver can make later columns correct the errors of earlier
+/// ones.
+pub trait ColumnCoder {
+    /// Codes column `column`: `wanted` are the values that would be best, `decoded` becomes what was coded. Both are
+    /// `[rows]`.
+    ///
+    /// # Errors
+    /// A value that this codec cannot hold.
+    fn code(&mut self, column: usize, wanted: &[f32], decoded: &mut [f32]) -> Result<()>;
+
+    /// The planes, after the last column.
+    ///
+    /// # Errors
+    /// A column is missing.
+    fn finish(self: Box<Self>) -> Result<Planes>;
+}
 
 /// Compares `w` and `importance` with what every codec can take: a matrix with numbers in it, none of them NaN or
 /// infinite and none beyond `reach`, and one finite weight ≥ 0 a column. Returns the largest magnitude.

@@ -5,6 +5,7 @@ pub mod allocate;
 pub mod bits;
 pub mod codec;
 pub mod gemm;
+pub mod hessian;
 pub mod isa;
 pub mod math;
 pub mod minifloat;
@@ -12,9 +13,10 @@ pub mod numbers;
 pub mod solve;
 pub mod stats;
 
-pub use codec::{Codec, CodecRef, Matrix, Planes, codec};
+pub use codec::{Codec, CodecRef, ColumnCoder, ColumnPlan, Matrix, Planes, codec};
+pub use hessian::Hessian;
 pub use isa::Isa;
-pub use solve::{Solver, solver};
+pub use solve::{Inputs, Solver, solver};
 pub use stats::{ColumnStats, ColumnSums};
 
 /// The example in the manual is a test.

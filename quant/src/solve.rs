@@ -6,6 +6,7 @@
 use moepack_format::{Error, Result};
 
 use crate::codec::{Codec, Matrix, Planes};
+use crate::hessian::Hessian;
 use crate::isa::Isa;
 use crate::stats::ColumnStats;
 
@@ -26,17 +27,25 @@ pub trait Solver: Send + Sync {
     /// Whether it is of use only with calibration. Without stats it codes as `rtn` does.
     fn needs_stats(&self) -> bool;
 
-    /// Encodes `w`. `stats` are those of the inputs of this very matrix, or `None` if there are none.
+    /// Whether it works with the Hessian of the inputs, so that it is worth making one.
+    fn needs_hessian(&self) -> bool {
+        false
+    }
+
+    /// Encodes `w`.
     ///
     /// # Errors
     /// Those of [`Codec::encode`]; stats of another width.
-    fn solve(
-        &self,
-        isa: Isa,
-        w: Matrix<'_>,
-        codec: &dyn Codec,
-        stats: Option<&ColumnStats>,
-    ) -> Result<Planes>;
+    fn solve(&self, isa: Isa, w: Matrix<'_>, codec: &dyn Codec, inputs: Inputs<'_>) -> Result<Planes>;
+}
+
+/// What calibration learnt about the inputs of one matrix.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inputs<'a> {
+    /// Mean squares of the columns, or `None` if there are none.
+    pub stats: Option<&'a ColumnStats>,
+    /// Second moments of all pairs of columns, or `None` if there are none.
+    pub hessian: Option<&'a Hessian>,
 }
 
 /// The solver of that name.
@@ -90,10 +99,15 @@ mod tests {
             let expected = codec.encode(Isa::get(), w, None).unwrap();
             for s in SOLVERS {
                 for nothing in [None, Some(&unseen), Some(&silent)] {
-                    let planes = s.solve(Isa::get(), w, &*codec, nothing).unwrap();
+                    let planes =
+                        s.solve(Isa::get(), w, &*codec, Inputs { stats: nothing, hessian: None }).unwrap();
                     assert!(planes == expected, "{} {name}", s.name());
                 }
-                assert!(s.solve(Isa::get(), w, &*codec, Some(&stats)).is_ok(), "{} {name}", s.name());
+                assert!(
+                    s.solve(Isa::get(), w, &*codec, Inputs { stats: Some(&stats), hessian: None }).is_ok(),
+                    "{} {name}",
+                    s.name()
+                );
             }
         }
     }
@@ -105,7 +119,8 @@ mod tests {
         for name in ["int2-g64", "int3-g64-asym", "int4-g64", "int4-g32", "mxfp4", "nvfp4"] {
             let codec = codec(name).unwrap();
             let output_error = |s: &dyn Solver| -> f64 {
-                let planes = s.solve(Isa::get(), w, &*codec, Some(&stats)).unwrap();
+                let planes =
+                    s.solve(Isa::get(), w, &*codec, Inputs { stats: Some(&stats), hessian: None }).unwrap();
                 let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
                 let mut decoded = vec![0.0; data.len()];
                 codec.decode(Isa::get(), &planes, ROWS, COLS, 0, &mut decoded).unwrap();
@@ -127,7 +142,9 @@ mod tests {
         stats.second_moment.pop();
         let w = Matrix { rows: ROWS, cols: COLS, data: &data };
         for s in SOLVERS.iter().filter(|s| s.needs_stats()) {
-            let e = s.solve(Isa::get(), w, &*codec("int4").unwrap(), Some(&stats)).unwrap_err();
+            let e = s
+                .solve(Isa::get(), w, &*codec("int4").unwrap(), Inputs { stats: Some(&stats), hessian: None })
+                .unwrap_err();
             assert!(e.what().contains("191"), "{e}");
         }
     }

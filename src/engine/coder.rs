@@ -4,7 +4,7 @@ use moepack_convert::{CodedExpert, CodedPart};
 use moepack_format::{Context, Result};
 use moepack_quant::solve::Solver;
 use moepack_quant::stats::ColumnStats;
-use moepack_quant::{Codec, CodecRef, Isa, Matrix};
+use moepack_quant::{Codec, CodecRef, Inputs, Isa, Matrix};
 use moepack_verify::drift::SquareSums;
 
 use crate::engine::stats::ExpertStats;
@@ -66,7 +66,12 @@ impl Coder<'_> {
     ) -> Result<CodedPart> {
         let w = part.decode(self.isa)?; // [rows, cols]
         let (rows, cols) = (part.rows, part.cols);
-        let planes = self.solver.solve(self.isa, Matrix { rows, cols, data: &w }, codec.as_ref(), stats)?;
+        let planes = self.solver.solve(
+            self.isa,
+            Matrix { rows, cols, data: &w },
+            codec.as_ref(),
+            Inputs { stats, hessian: None },
+        )?;
         let new = CodedPart {
             part: part.part,
             codec: codec.clone(),

@@ -2,10 +2,9 @@
 
 use moepack_format::Result;
 
-use super::Solver;
+use super::{Inputs, Solver};
 use crate::codec::{Codec, Matrix, Planes};
 use crate::isa::Isa;
-use crate::stats::ColumnStats;
 
 /// Round to nearest.
 pub struct Rtn;
@@ -23,13 +22,7 @@ impl Solver for Rtn {
         false
     }
 
-    fn solve(
-        &self,
-        isa: Isa,
-        w: Matrix<'_>,
-        codec: &dyn Codec,
-        _stats: Option<&ColumnStats>,
-    ) -> Result<Planes> {
+    fn solve(&self, isa: Isa, w: Matrix<'_>, codec: &dyn Codec, _inputs: Inputs<'_>) -> Result<Planes> {
         codec.encode(isa, w, None)
     }
 }

@@ -15,7 +15,7 @@
 
 use moepack_format::{Error, Result};
 
-use super::Solver;
+use super::{Inputs, Solver};
 use crate::codec::{Codec, Matrix, Planes};
 use crate::isa::Isa;
 use crate::stats::ColumnStats;
@@ -41,14 +41,8 @@ impl Solver for Weighted {
         true
     }
 
-    fn solve(
-        &self,
-        isa: Isa,
-        w: Matrix<'_>,
-        codec: &dyn Codec,
-        stats: Option<&ColumnStats>,
-    ) -> Result<Planes> {
-        let importance = match stats {
+    fn solve(&self, isa: Isa, w: Matrix<'_>, codec: &dyn Codec, inputs: Inputs<'_>) -> Result<Planes> {
+        let importance = match inputs.stats {
             Some(stats) if stats.second_moment.len() != w.cols => {
                 let found = stats.second_moment.len();
                 return Err(Error::bad_data(format!("stats of {found} columns for a matrix of {}", w.cols)));
