@@ -3,6 +3,8 @@
 //! The output error of `y = W x` is `Σ_t g_t² ‖(Ŵ − W) x_t‖² = n · tr((Ŵ − W) H (Ŵ − W)ᵀ)` with `H = Σ_t g_t² x_t x_tᵀ / n`
 //! (Frantar et al. 2022, "GPTQ", §2; the routing weight `g` is by which an expert's error reaches the output).
 
+use std::ops::Range;
+
 use moepack_format::{Error, Result};
 
 use crate::codec::Matrix;
@@ -179,15 +181,21 @@ impl Scratch {
         self.packed.repack_transposed(Rows { data: &self.weighted, stride: cols }, weights.len(), cols);
     }
 
+    /// Columns as rows, a few tokens at a time, which a set of the cache can hold whatever their distance.
+    fn load_rows(&mut self, columns: Range<usize>, cols: usize) {
+        for (some, tokens) in self.weighted.chunks(8 * cols).enumerate() {
+            for (row, c) in self.rows.chunks_mut(TOKENS).zip(columns.clone()) {
+                let values = tokens.iter().skip(c).step_by(cols);
+                row[some * 8..].iter_mut().zip(values).for_each(|(to, &v)| *to = v);
+            }
+        }
+    }
+
     fn add_to(&mut self, isa: Isa, sum: &mut [f32], tokens: usize, cols: usize) {
         self.rows.resize(BLOCK * TOKENS, 0.0);
         for first in (0..cols).step_by(BLOCK) {
             let end = cols.min(first + BLOCK);
-            for (t, x) in self.weighted.chunks(cols).enumerate() {
-                for (row, &v) in self.rows.chunks_mut(TOKENS).zip(&x[first..end]) {
-                    row[t] = v;
-                }
-            }
+            self.load_rows(first..end, cols);
             let x = Rows { data: &self.rows, stride: TOKENS };
             let out = &mut sum[first * cols..];
             self.packed.matmul_part_onto(isa, x, end - first, 0..end, 0..tokens, out, cols);

@@ -10,7 +10,7 @@
 //! for all errors before it, and `D_j` is what an error costs when all columns after `j` make up for it. This is GPTQ's
 //! update (its factor of `H⁻¹` is `D^(-1/2) U⁻¹`, transposed) without an inverse: LDLQ of QuIP (Chee et al. 2023, §3).
 //!
-//! The factorization goes from the last column to the first, in panels of 128:
+//! The factorization goes from the last column to the first, in panels of 96:
 //!
 //! ```text
 //!       ┌───────────┬─────┐
@@ -39,8 +39,8 @@ pub(crate) struct Factor {
     pivots: Vec<f32>,
 }
 
-/// Columns of a panel.
-const PANEL: usize = 128;
+/// Columns of a panel. Not a power of two, so that its rows do not compete for the same sets of the cache.
+const PANEL: usize = 96;
 /// Rows of the rest that are updated at once.
 const ROWS_AT_ONCE: usize = 96;
 
@@ -52,7 +52,7 @@ impl Factor {
         let mut scratch = Scratch::default();
         for start in (0..n).step_by(PANEL).rev() {
             let end = n.min(start + PANEL);
-            let panel = Panel::new(&factor.rows[start * n + start..], n, end - start, pivot_min)?;
+            let panel = Panel::new(isa, &factor.rows[start * n + start..], n, end - start, pivot_min)?;
             panel.put(&mut factor, start);
             factor.eliminate(isa, &panel, start, &mut scratch);
         }
@@ -141,26 +141,20 @@ struct Panel {
 
 impl Panel {
     /// Factorizes the block that begins at `data[0]`, whose rows lie `stride` apart.
-    fn new(data: &[f32], stride: usize, width: usize, pivot_min: f32) -> Option<Panel> {
+    fn new(isa: Isa, data: &[f32], stride: usize, width: usize, pivot_min: f32) -> Option<Panel> {
         let mut rows = vec![0.0; width * width];
         for (to, from) in rows.chunks_mut(width).zip(data.chunks(stride)) {
             to.iter_mut().zip(from).for_each(|(to, &from)| *to = f64::from(from));
         }
         let mut pivots = vec![0.0; width];
-        for j in (0..width).rev() {
-            let (above, row) = rows.split_at_mut(j * width);
-            let pivot = row[j];
-            if !pivot.is_finite() || pivot < f64::from(pivot_min) {
-                return None;
-            }
-            pivots[j] = pivot;
-            for (i, above) in above.chunks_mut(width).enumerate() {
-                let u = row[i] / pivot;
-                above[..=i].iter_mut().zip(&row[..]).for_each(|(a, &v)| *a -= u * v);
-            }
-            row[..j].iter_mut().for_each(|v| *v /= pivot);
+        if !factorize(isa, f64::from(pivot_min), &mut rows, &mut pivots) {
+            return None;
         }
-        let solve = solve(&rows, &pivots);
+        let mut inverse = vec![0.0; width * width];
+        invert(isa, &rows, &mut inverse);
+        let scaled =
+            inverse.chunks(width.max(1)).zip(&pivots).flat_map(|(row, d)| row.iter().map(move |v| v / d));
+        let solve = scaled.map(|v| v as f32).collect();
         Some(Panel { width, rows, pivots, solve })
     }
 
@@ -175,10 +169,38 @@ impl Panel {
     }
 }
 
-/// `D⁻¹ U⁻¹` by back substitution: row `i` of `U⁻¹` is `e_i − Σ_{k>i} U_ik · row k`.
-fn solve(rows: &[f64], pivots: &[f64]) -> Vec<f32> {
+per_isa! {
+    /// `U` in the place of the block on and below whose diagonal `rows` begins, `D` to `pivots`; whether all pivots are
+    /// at least `pivot_min`.
+    fn factorize(pivot_min: f64, rows: &mut [f64], pivots: &mut [f64]) -> bool = factorize_body;
+}
+per_isa! {
+    /// `U⁻¹` by back substitution: row `i` is `e_i − Σ_{k>i} U_ik · row k`.
+    fn invert(rows: &[f64], inverse: &mut [f64]) = invert_body;
+}
+
+#[inline(always)]
+fn factorize_body(pivot_min: f64, rows: &mut [f64], pivots: &mut [f64]) -> bool {
     let width = pivots.len();
-    let mut inverse = vec![0.0; width * width];
+    for j in (0..width).rev() {
+        let (above, row) = rows.split_at_mut(j * width);
+        let pivot = row[j];
+        if !pivot.is_finite() || pivot < pivot_min {
+            return false;
+        }
+        pivots[j] = pivot;
+        for (i, above) in above.chunks_mut(width).enumerate() {
+            let u = row[i] / pivot;
+            above[..=i].iter_mut().zip(&row[..]).for_each(|(a, &v)| *a -= u * v);
+        }
+        row[..j].iter_mut().for_each(|v| *v /= pivot);
+    }
+    true
+}
+
+#[inline(always)]
+fn invert_body(rows: &[f64], inverse: &mut [f64]) {
+    let width = rows.len().isqrt();
     for i in (0..width).rev() {
         let (head, below) = inverse.split_at_mut((i + 1) * width);
         let row = &mut head[i * width..];
@@ -188,8 +210,6 @@ fn solve(rows: &[f64], pivots: &[f64]) -> Vec<f32> {
             row[k..].iter_mut().zip(&below[k..]).for_each(|(a, &v)| *a -= u * v);
         }
     }
-    let scaled = inverse.chunks(width.max(1)).zip(pivots).flat_map(|(row, d)| row.iter().map(move |v| v / d));
-    scaled.map(|v| v as f32).collect()
 }
 
 #[cfg(test)]

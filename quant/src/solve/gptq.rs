@@ -255,7 +255,7 @@ mod tests {
     fn hessian(cols: usize, tokens: usize, seed: u32) -> Hessian {
         let mut x = numbers(cols * tokens, seed);
         for row in x.chunks_mut(cols) {
-            (1..cols).for_each(|c| row[c] = 0.7 * row[c - 1] + row[c]);
+            (1..cols).for_each(|c| row[c] += 0.7 * row[c - 1]);
             row.iter_mut().skip(3).step_by(7).for_each(|v| *v = 0.0);
         }
         let mut sum = HessianSum::new(cols);
