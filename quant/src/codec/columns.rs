@@ -1,12 +1,12 @@
 //! Column by column for codecs whose scales stand before the first column comes.
 //!
-//! The scales are those that encoding by importance finds. Each column is then rounded with them, whatever it has become
+//! The scales are those that encoding by [`scale_importance`] finds. Each column is then rounded with them, whatever it has become
 //! by the feedback of the errors before it. Codes are kept column after column, so that a column's rows lie side by
 //! side for the rounding, and are turned into rows at the end.
 
 use moepack_format::{Error, Result};
 
-use super::{ColumnCoder, Planes};
+use super::{ColumnCoder, ColumnPlan, Planes};
 use crate::bits;
 use crate::isa::Isa;
 use crate::numbers;
@@ -92,6 +92,14 @@ fn pack_rows(isa: Isa, bits: u32, codes: &[u8], rows: usize, cols: usize, plane:
 
 /// A cache line of each column.
 const BLOCK_ROWS: usize = 64;
+
+/// By what scales are fitted: the square root of the importance. The importance itself holds without feedback. With it, an
+/// error in an important column costs less than that, since others make up for it, and those need room for what they
+/// are given. On the experts of a real model the square root left 14, 15 and 7 % less error in the output than the
+/// importance at 2, 3 and 4 bits (README.md, "Error feedback").
+pub(crate) fn scale_importance(plan: ColumnPlan<'_>) -> Vec<f32> {
+    plan.importance.iter().map(|v| v.sqrt()).collect()
+}
 
 /// Turns one value a row and group, `[rows, groups]`, into `[groups, rows]`.
 pub(crate) fn by_column<T: Copy>(rows: usize, groups: usize, value: impl Fn(usize) -> T) -> Vec<T> {

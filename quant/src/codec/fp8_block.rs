@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
-use super::columns::{StaticColumns, by_column};
+use super::columns::{StaticColumns, by_column, scale_importance};
 use super::lanes::{LANES, Lanes};
 use super::{
     Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input,
@@ -187,7 +187,7 @@ impl Codec for Fp8Block {
         w: Matrix<'a>,
         plan: ColumnPlan<'a>,
     ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
-        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let planes = self.encode(isa, w, Some(&scale_importance(plan)))?;
         let n_across = w.cols.div_ceil(self.block_cols);
         let plane = planes.get(1).map_or(&[][..], Vec::as_slice);
         let scale =

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
-use super::columns::{StaticColumns, by_column};
+use super::columns::{StaticColumns, by_column, scale_importance};
 use super::lanes::{Groups, LANES, Lanes, MAGIC, clamp};
 use super::{
     Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, Reach, check_input, check_planes,
@@ -193,7 +193,7 @@ impl Codec for Int {
         w: Matrix<'a>,
         plan: ColumnPlan<'a>,
     ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
-        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let planes = self.encode(isa, w, Some(&scale_importance(plan)))?;
         let (scales, zeros) = self.by_column(w, &planes);
         let (rows, int) = (w.rows, *self);
         let round = move |column: usize, wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]| {

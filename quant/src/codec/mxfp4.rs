@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
-use super::columns::{StaticColumns, by_column};
+use super::columns::{StaticColumns, by_column, scale_importance};
 use super::lanes::{Groups, LANES, Lanes, max_magnitude};
 use super::{
     Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input,
@@ -94,7 +94,7 @@ impl Codec for Mxfp4 {
         w: Matrix<'a>,
         plan: ColumnPlan<'a>,
     ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
-        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let planes = self.encode(isa, w, Some(&scale_importance(plan)))?;
         let per_row = w.cols / GROUP;
         let scales = planes.get(1).map_or(&[][..], Vec::as_slice);
         let scales = by_column(w.rows, per_row, |i| scales.get(i).copied().unwrap_or_default());
