@@ -75,11 +75,14 @@ impl Solver for Gptq {
 
 /// `None` where there is nothing to go by: an empty Hessian, or a codec that does not work by columns.
 fn solve_by_columns(isa: Isa, w: Matrix<'_>, codec: &dyn Codec, hessian: &Hessian) -> Result<Option<Planes>> {
-    if hessian.cols != w.cols {
+    if hessian.cols != w.cols || hessian.data.len() != w.cols * w.cols {
         let found = hessian.cols;
         return Err(Error::bad_data(format!("a Hessian of {found} columns for a matrix of {}", w.cols)));
     }
     let feedback_fits = numbers::max_magnitude(isa, w.data).is_some_and(|m| m <= WEIGHT_MAX);
+    if !works_by_columns(isa, w, codec) {
+        return Ok(None);
+    }
     let Some(problem) = feedback_fits.then(|| Problem::new(isa, hessian)).flatten() else {
         return Ok(None);
     };
@@ -88,6 +91,14 @@ fn solve_by_columns(isa: Isa, w: Matrix<'_>, codec: &dyn Codec, hessian: &Hessia
     };
     problem.feed(isa, w, &mut *coder)?;
     coder.finish().map(Some)
+}
+
+/// Asked of one row, since the answer for all of them comes after the factorization, which is the long part.
+fn works_by_columns(isa: Isa, w: Matrix<'_>, codec: &dyn Codec) -> bool {
+    let (order, ones) = ((0..w.cols).collect::<Vec<_>>(), vec![1.0; w.cols]);
+    let plan = ColumnPlan { order: &order, cost: &ones, importance: &ones };
+    let row = w.data.get(..w.cols).map(|data| Matrix { rows: 1, cols: w.cols, data });
+    row.is_some_and(|row| !matches!(codec.columns(isa, row, plan), Ok(None)))
 }
 
 /// A damped Hessian, ready for feedback.
