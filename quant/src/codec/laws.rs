@@ -171,7 +171,7 @@ fn importance_of_any_ratio_gives_numbers_and_serves_the_important() {
             decoded.iter().zip(w.data).skip(column).step_by(4).map(square).sum()
         };
         // Steps of their own cost bits a column, which a few rows do not pay for.
-        let pays = w.rows > 16 || !has_rates(codec);
+        let pays = w.rows >= 32 || !has_rates(codec);
         if w.cols % 4 == 0 && w.data.len() > 1000 && pays {
             let (with, without) = (error(&decoded, 2), error(&round_trip(codec, w, None), 2));
             assert!(with <= without, "{what}: error of the important {with:e} instead of {without:e}");

@@ -15,16 +15,34 @@ use crate::isa::Isa;
 use crate::math;
 use crate::numbers;
 
+/// Rows below which steps and tables of single columns would take more than they give.
+const ROWS_OF_STEPS: usize = 32;
 /// Weights a lane of the entropy coder has at least, so that its state costs next to nothing.
 const WEIGHTS_A_LANE: usize = 8192;
 /// What rounding and the ends of lanes may take beyond the estimate.
 const SLACK_BITS: f64 = 40.0;
 /// The same, for each bit that a matrix may take.
 const SLACK_SHARE: f64 = 1e-4;
+/// Bits of a zero in the table of the smallest width, with some to spare.
+const ZERO_BITS: f64 = 0.004;
 /// Bits that the states of a lane take beyond what they carry.
 const LANE_BITS: f64 = 24.0;
 /// log2 of the smallest step: one over it is a number that f32 holds.
 const STEP_LOG2_MIN: f64 = -112.0;
+/// Two and a half standard deviations of that.
+const LANE_SLACK_BITS: f64 = 12.0;
+/// Columns at the end of a small matrix whose bytes are measured, not reckoned.
+const MEASURED_COLUMNS: usize = 6;
+/// Weights of a small matrix.
+const MEASURED_WEIGHTS: usize = 1 << 19;
+/// Bits that are left to spare while columns are left.
+const SPARE_BITS: f64 = 8.0;
+/// Units by which the steps of the last columns may lie beyond those of the others.
+const STEPS_BEYOND: i32 = 2;
+/// Columns from which the range of side information is known.
+const COLUMNS_KNOWN: usize = 16;
+/// How often the last column may be coded again.
+const RETRIES: usize = 24;
 /// Columns that are tried before the first, to learn how the rate behaves.
 const TRIALS: usize = 4;
 /// Columns at the end that are coded one by one, so that the bytes are met.
@@ -50,6 +68,10 @@ pub struct Coder<'a> {
     n_coded: usize,
     /// What steps and classes are reckoned to take.
     side_bits: f64,
+    /// Bits kept back for what cannot be foreseen.
+    slack: f64,
+    /// The range of steps and classes, for the last columns.
+    known: Option<Known>,
     buffers: Buffers,
     scaled: Vec<f32>,
 }
@@ -76,7 +98,7 @@ impl<'a> Coder<'a> {
         order: &[usize],
         cost: &[f32],
     ) -> Coder<'a> {
-        let half_log_cost = half_log2(cost);
+        let half_log_cost = if w.rows < ROWS_OF_STEPS { vec![0.0; w.cols] } else { half_log2(cost) };
         let class_unit = if w.rows < 1024 { 2 } else { 1 };
         let rows = RowClasses::of(isa, columns, w, class_unit);
         let mut scaled = Vec::new();
@@ -98,9 +120,10 @@ impl<'a> Coder<'a> {
         };
         let fixed = 8.0 * (HEADER_BYTES + 4 * segments(w.rows).len() + 4) as f64
             + list_bits(&stored.rows, w.rows)
-            + LANE_BITS * (lanes * segments(w.rows).len()) as f64
-            + SLACK_BITS;
-        let budget = limit as f64 * 8.0 * (1.0 - SLACK_SHARE) - fixed;
+            + LANE_BITS * (lanes * segments(w.rows).len()) as f64;
+        let n_lanes = (lanes * segments(w.rows).len()) as f64;
+        let slack = SLACK_BITS + LANE_SLACK_BITS * n_lanes.sqrt() + SLACK_SHARE * 8.0 * limit as f64;
+        let budget = limit as f64 * 8.0 - fixed - slack;
         let mut coder = Coder {
             isa,
             codec,
@@ -115,6 +138,8 @@ impl<'a> Coder<'a> {
             coded: vec![false; w.cols],
             n_coded: 0,
             side_bits: 0.0,
+            slack,
+            known: None,
             buffers: Buffers::default(),
             scaled,
         };
@@ -138,6 +163,11 @@ impl<'a> Coder<'a> {
             let middle = shifts.get(shifts.len() / 2).copied().unwrap_or(0.0);
             self.stored.scale =
                 (libm::exp2(middle.clamp(STEP_LOG2_MIN, -STEP_LOG2_MIN)) as f32).max(f32::MIN_POSITIVE);
+            if self.w.rows < ROWS_OF_STEPS {
+                let octaves = (0..self.w.cols).map(|c| rate::octaves(u(c))).sum::<f64>() / self.w.cols as f64;
+                let class = self.class_of(octaves);
+                self.known = Some(Known { steps: (0, 0), classes: (class, class) });
+            }
             if round == 1 {
                 break;
             }
@@ -164,6 +194,9 @@ impl<'a> Coder<'a> {
         let wanted = half_log_variance - rate::octaves(u);
         let least = math::log(f64::from(largest) / f64::from(column::SAMPLE_MAX)) / std::f64::consts::LN_2;
         let value = if half_log_variance.is_finite() { ((wanted - scale) / unit).round() } else { 0.0 };
+        // A value far from the others makes all of them dearer; `shrink` then does what the step may not.
+        let value =
+            self.known.as_ref().map_or(value, |k| value.clamp(f64::from(k.steps.0), f64::from(k.steps.1)));
         let value = value.max(((least.max(STEP_LOG2_MIN) - scale) / unit).ceil());
         let value = value.clamp(f64::from(-SIDE_MAX), f64::from(SIDE_MAX)) as i8;
         let step = step(self.stored.scale, self.stored.step_unit, value);
@@ -172,8 +205,16 @@ impl<'a> Coder<'a> {
         } else {
             -2.0
         };
+        let octaves = octaves.min(rate::octaves(u) + unit);
         let table = TABLE_OF_ONE as f64 + PER_OCTAVE * rate::table_octaves(octaves);
         Choice { value, step, octaves, table: table.round().clamp(0.0, TABLES as f64 - 1.0) as i32 }
+    }
+
+    /// The class, a multiple of the unit, that will about fit columns so many octaves wider than their steps.
+    fn class_of(&self, octaves: f64) -> i32 {
+        let table = TABLE_OF_ONE as f64 + PER_OCTAVE * rate::table_octaves(octaves);
+        table.round().clamp(0.0, TABLES as f64 - 1.0) as i32 / i32::from(self.stored.class_unit)
+            * i32::from(self.stored.class_unit)
     }
 
     /// Prices of each row class.
@@ -210,6 +251,7 @@ impl<'a> Coder<'a> {
         let (mut best, mut at) = ((0, f64::INFINITY), 0);
         let mut try_class = |i: i32| {
             let class = near(i).clamp(0, TABLES as i32 - 1) / unit * unit;
+            let class = self.known.as_ref().map_or(class, |k| class.clamp(k.classes.0, k.classes.1));
             let bits = histogram.bits(class, &self.rows.distinct);
             let better = bits < best.1;
             if better {
@@ -241,17 +283,95 @@ impl<'a> Coder<'a> {
         self.note(column, choice, u, own);
         self.levels = levels;
         self.adjust();
+        if self.is_measured() {
+            self.measure(column, x, choice);
+        }
+    }
+
+    /// Whether this column is one of the last of a small matrix.
+    fn is_measured(&self) -> bool {
+        self.w.cols - self.n_coded < MEASURED_COLUMNS && self.w.data.len() <= MEASURED_WEIGHTS
+    }
+
+    /// Encodes what there is, so that the columns that are left know to the byte what they may take; the last one gets coarser or
+    /// finer until it fits.
+    fn measure(&mut self, column: usize, x: &[f32], mut choice: Choice) {
+        let limit = self.limit as f64 * 8.0;
+        let left = (self.w.cols - self.n_coded) as f64;
+        let zeros = self.zero_bits();
+        let mut bits = self.bits_so_far(zeros);
+        for _ in 0..RETRIES {
+            if bits + left * zeros <= limit {
+                break;
+            }
+            // The step stays, since another would be one more value to tell; bits weigh more.
+            choice.octaves -= 0.125;
+            self.recode(column, x, choice);
+            bits = self.bits_so_far(zeros);
+        }
+        if left > 0.0 {
+            self.control.budget = self.control.spent + limit - bits - SPARE_BITS;
+            return self.control.solve();
+        }
+        self.fill(column, x, choice, limit, zeros);
+    }
+
+    /// Lets bits weigh less in the last column, as long as they fit.
+    fn fill(&mut self, column: usize, x: &[f32], mut choice: Choice, limit: f64, zeros: f64) {
+        for _ in 0..RETRIES {
+            choice.octaves += 0.125;
+            let before = self.recode(column, x, choice);
+            if self.bits_so_far(zeros) > limit {
+                self.levels[column * self.w.rows..][..self.w.rows].copy_from_slice(&before.0);
+                self.stored.classes[column] = before.1;
+                return;
+            }
+        }
+    }
+
+    /// Codes a column again; gives what it was before.
+    fn recode(&mut self, column: usize, x: &[f32], choice: Choice) -> (Vec<i16>, i8) {
+        let mut levels = std::mem::take(&mut self.levels);
+        let own = &mut levels[column * self.w.rows..][..self.w.rows];
+        let before = (own.to_vec(), self.stored.classes[column]);
+        self.search(x, choice, own);
+        self.stored.classes[column] = self.fit(own, choice.table).0 as i8;
+        self.levels = levels;
+        before
+    }
+
+    /// Bits of a column of zeros of the commonest class.
+    fn zero_bits(&self) -> f64 {
+        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows);
+        zeros.bits(self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
+    }
+
+    /// Bits of the matrix if the columns that are left took none instead of `zeros`.
+    fn bits_so_far(&self, zeros: f64) -> f64 {
+        let left = (self.w.cols - self.n_coded) as f64;
+        let bytes = self.assemble().map_or(usize::MAX, |bytes| bytes.len());
+        bytes as f64 * 8.0 - left * zeros
     }
 
     /// Notes what a column became.
-    fn note(&mut self, column: usize, choice: Choice, u: f64, levels: &[i16]) {
-        let (class, bits) = self.fit(levels, choice.table);
+    fn note(&mut self, column: usize, choice: Choice, u: f64, levels: &mut [i16]) {
+        let (class, mut bits) = self.fit(levels, choice.table);
+        // Zeros cost next to nothing, and so do the columns that are left if they must be zeros too.
+        let left = (self.w.cols - self.n_coded) as f64 * self.w.rows as f64 * ZERO_BITS;
+        if !self.is_measured() && self.control.spent + bits + left > self.control.budget + self.slack / 4.0 {
+            levels.fill(0);
+            bits = self.fit(levels, 0).1;
+        }
         self.stored.steps[column] = choice.value;
         // In tables for now; `finish` makes units of it.
         self.stored.classes[column] = class as i8;
         self.coded[column] = true;
         self.n_coded += 1;
         self.control.took(u, bits);
+        if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS
+        {
+            self.known = Some(Known::of(&self.stored, &self.coded));
+        }
     }
 
     /// Chooses the level anew, now and then, and after each of the last columns.
@@ -273,11 +393,16 @@ impl<'a> Coder<'a> {
         if self.n_coded == 0 {
             return 3.0 * self.w.cols as f64;
         }
-        let done = |list: &[i8]| -> Vec<i8> {
-            list.iter().zip(&self.coded).filter(|(_, c)| **c).map(|(v, _)| *v).collect()
-        };
-        let classes = self.in_units(&done(&self.stored.classes)).1;
-        list_bits(&done(&self.stored.steps), self.w.cols) + list_bits(&classes, self.w.cols)
+        let classes = self.in_units(&self.coded_classes()).1;
+        let steps = self.stored.steps.iter().zip(&self.coded).filter(|(_, c)| **c);
+        let steps: Vec<i8> = steps.map(|(v, _)| *v).collect();
+        list_bits(&steps, self.w.cols) + list_bits(&classes, self.w.cols)
+    }
+
+    /// Classes, as tables, of the columns so far.
+    fn coded_classes(&self) -> Vec<i8> {
+        let classes = self.stored.classes.iter().zip(&self.coded).filter(|(_, c)| **c);
+        classes.map(|(v, _)| *v).collect()
     }
 
     /// Classes that are tables as base and values.
@@ -290,9 +415,12 @@ impl<'a> Coder<'a> {
         (base as u8, tables.iter().map(value).collect())
     }
 
-    /// The bytes.
+    /// The bytes; columns that were not coded yet are zeros of the commonest class.
     fn assemble(&self) -> Result<Vec<u8>> {
-        let (class_base, classes) = self.in_units(&self.stored.classes);
+        let base = self.in_units(&self.coded_classes()).0;
+        let known = self.stored.classes.iter().zip(&self.coded);
+        let classes: Vec<i8> = known.map(|(&class, &coded)| if coded { class } else { base as i8 }).collect();
+        let (class_base, classes) = self.in_units(&classes);
         let stored = Stored { class_base, classes, ..self.stored.clone() };
         let side = stored.side()?;
         let mut exceptions = Vec::new();
@@ -342,7 +470,7 @@ impl<'a> Coder<'a> {
             column::code_lanes(self.isa, x, cols, &prices, of_row, (&mut own[rows.start..], n), buffers);
         }
         for (l, (choice, u)) in chosen.into_iter().enumerate() {
-            self.note(first + l, choice, u, &own[l * n..(l + 1) * n]);
+            self.note(first + l, choice, u, &mut own[l * n..(l + 1) * n]);
         }
         self.levels = levels;
         self.adjust();
@@ -357,7 +485,7 @@ impl<'a> Coder<'a> {
             return Err(Error::bad_data(format!("column {missing} was not coded")));
         }
         let mut bytes = self.assemble()?;
-        // Hardly ever: the last columns, which matter least, give way.
+        // Hardly ever, since `note` watches the bits: the last columns, which matter least, give way.
         let mut order: Vec<usize> = (0..self.w.cols).collect();
         order.sort_by_key(|&c| std::cmp::Reverse(self.place[c]));
         for c in order {
@@ -384,6 +512,7 @@ impl<'a> Coder<'a> {
 
 impl ColumnCoder for Coder<'_> {
     fn code(&mut self, column: usize, wanted: &[f32], decoded: &mut [f32]) -> Result<()> {
+        check_column(self.isa, self.w, column, wanted, decoded)?;
         self.column(column, wanted);
         let step = step(self.stored.scale, self.stored.step_unit, self.stored.steps[column]);
         let levels = &self.levels[column * self.w.rows..][..self.w.rows];
@@ -393,6 +522,40 @@ impl ColumnCoder for Coder<'_> {
 
     fn finish(self: Box<Self>) -> Result<Planes> {
         self.into_planes()
+    }
+}
+
+/// What [`ColumnCoder::code`] refuses.
+fn check_column(isa: Isa, w: Matrix<'_>, column: usize, wanted: &[f32], decoded: &[f32]) -> Result<()> {
+    if column >= w.cols {
+        return Err(Error::bad_data(format!("column {column} of a matrix with {}", w.cols)));
+    }
+    if wanted.len() != w.rows || decoded.len() != w.rows {
+        let found = wanted.len().min(decoded.len());
+        return Err(Error::bad_data(format!("a column of {found} values, expected {}", w.rows)));
+    }
+    match numbers::max_magnitude(isa, wanted) {
+        Some(_) => Ok(()),
+        None => Err(Error::bad_data(format!("column {column} has values that are no numbers"))),
+    }
+}
+
+/// Values of side information that the last columns may have: those that others have, so as not to make the values of all
+/// columns dearer when the bytes are nearly filled.
+struct Known {
+    steps: (i32, i32),
+    /// As tables.
+    classes: (i32, i32),
+}
+
+impl Known {
+    fn of(stored: &Stored, coded: &[bool]) -> Known {
+        let range = |list: &[i8]| {
+            let values = list.iter().zip(coded).filter(|(_, c)| **c).map(|(v, _)| i32::from(*v));
+            values.fold((i32::MAX, i32::MIN), |(a, b), v| (a.min(v), b.max(v)))
+        };
+        let (least, most) = range(&stored.steps);
+        Known { steps: (least - STEPS_BEYOND, most + STEPS_BEYOND), classes: range(&stored.classes) }
     }
 }
 
@@ -524,8 +687,9 @@ pub fn transposed(w: Matrix<'_>) -> Vec<f32> {
 pub fn least_bytes(rows: usize, cols: usize) -> u64 {
     let (weights, n_segments) = (rows * cols, segments(rows).len());
     let fixed = HEADER_BYTES + 4 + n_segments * (4 + 4 * lanes(weights));
-    // Zeros take 1/400 bit, values of side information at most a byte or so.
-    (fixed + 2 * cols + rows + weights / 512 + 8) as u64
+    // Zeros take 1/400 bit, values of side information at most a byte or so; a few rows are not worth the trouble.
+    let numbers = if rows < ROWS_OF_STEPS { weights } else { weights / 512 };
+    (fixed + 2 * cols + rows + numbers + 8) as u64
 }
 
 fn table_at(q: i32) -> &'static Table {

@@ -63,7 +63,8 @@ pub struct Control {
     bias: f64,
     /// Bits that all numbers together may take.
     pub budget: f64,
-    spent: f64,
+    /// Bits of the columns that were coded.
+    pub spent: f64,
 }
 
 impl Control {
