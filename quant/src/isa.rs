@@ -132,6 +132,8 @@ macro_rules! per_isa {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[inline(always)]
@@ -153,14 +155,19 @@ mod tests {
         }
     }
 
-    /// The laws compare the levels that this CPU has; where one is missing, nothing was compared.
+    /// The laws compare the levels that this CPU has; where one is missing, nothing was compared, and that is said. In CI
+    /// on x86-64 the lack of AVX2 is a failure; AVX-512 is not on every machine that CI runs on.
     #[test]
     fn every_level_is_here_to_be_tested() {
-        let missing: Vec<_> = [("avx2", Isa::avx2()), ("avx512", Isa::avx512())]
-            .into_iter()
-            .filter_map(|(name, isa)| isa.is_none().then_some(name))
-            .collect();
-        println!("not tested on this CPU: {missing:?}");
-        assert!(missing.is_empty() || std::env::var_os("CI").is_none(), "CI must test {missing:?}");
+        let levels = [("avx2", Isa::avx2()), ("avx512", Isa::avx512())];
+        for (name, _) in levels.iter().filter(|(_, isa)| isa.is_none()) {
+            // Past the harness, which keeps the output of tests that pass to itself.
+            let _ = writeln!(
+                std::io::stderr(),
+                "note: this CPU has no {name}, its kernels are not tested in this run"
+            );
+        }
+        let in_ci = std::env::var_os("CI").is_some() && cfg!(target_arch = "x86_64");
+        assert!(!in_ci || Isa::avx2().is_some(), "CI must test avx2 on x86-64");
     }
 }

@@ -180,3 +180,89 @@ impl Job<'_> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of a path that the trellis allows in each column. `[cols][rows]`
+    fn levels(trellis: Trellis, rows: usize, cols: usize) -> Vec<i16> {
+        let mut seed = (rows * 1000 + cols) as u32;
+        let mut levels = Vec::new();
+        for _ in 0..cols {
+            let mut state = 0;
+            for _ in 0..rows {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let level = 2 * ((seed >> 29) as i32 - 4) + i32::from(state & 1);
+                state = trellis.next(state, level);
+                levels.push(level as i16);
+            }
+        }
+        levels
+    }
+
+    fn side(lanes: usize, rows: usize, cols: usize) -> Side {
+        Side {
+            lanes,
+            steps: (0..cols).map(|c| 0.01 * (c as f32 + 1.0)).collect(),
+            classes: (0..cols).map(|c| (c * 5 % (TABLES + 9)) as i32).collect(),
+            row_classes: (0..rows).map(|r| (r % 7) as i32 - 3).collect(),
+        }
+    }
+
+    /// Calls `check` with streams of every number of lanes: a single group, full ones, and a last one of few columns.
+    fn for_all(check: impl Fn(&str, Trellis, &Side, &[i16], usize)) {
+        let trellises = [8, 64, 256].map(|states| Trellis::of(states).unwrap());
+        for lanes in [8, 16, 32, 64] {
+            for cols in [1, lanes - 3, lanes, lanes + 17, 3 * lanes + 1] {
+                for (rows, trellis) in [1, 2, 29].into_iter().zip(trellises) {
+                    let what = format!("{lanes} lanes, [{rows}, {cols}], {} states", trellis.states);
+                    check(&what, trellis, &side(lanes, rows, cols), &levels(trellis, rows, cols), rows);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_decodes_what_was_encoded() {
+        for_all(|what, trellis, side, levels, rows| {
+            let cols = side.classes.len();
+            let (bytes, exceptions) = encode(side, levels, rows, 0..rows);
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; rows * cols];
+                decode(isa, trellis, side, 0, &bytes, &mut out).unwrap();
+                for (i, &found) in out.iter().enumerate() {
+                    let (row, col) = (i / cols, i % cols);
+                    let expected = f32::from(levels[col * rows + row]) * side.steps[col];
+                    let excepted = exceptions.iter().any(|&(place, _)| place == i);
+                    assert!(
+                        excepted || found == expected,
+                        "{what}, {}: {found} instead of {expected} in [{row}, {col}]",
+                        isa.name()
+                    );
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn damaged_streams_decode_alike_at_every_level() {
+        for_all(|what, trellis, side, levels, rows| {
+            let (mut bytes, _) = encode(side, levels, rows, 0..rows);
+            for i in (0..bytes.len()).step_by(bytes.len() / 5 + 1) {
+                bytes[i] ^= 0x5a;
+                let decoded = |isa| {
+                    let mut out = vec![f32::NAN; rows * side.classes.len()];
+                    let whole = decode(isa, trellis, side, 0, &bytes, &mut out).is_ok();
+                    (whole, out.iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+                };
+                let expected = decoded(Isa::SCALAR);
+                for isa in Isa::available() {
+                    let found = decoded(isa);
+                    assert_eq!(found.0, expected.0, "{what}, byte {i}, {}", isa.name());
+                    assert!(!found.0 || found.1 == expected.1, "{what}, byte {i}, {}", isa.name());
+                }
+            }
+        });
+    }
+}

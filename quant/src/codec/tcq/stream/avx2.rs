@@ -96,9 +96,10 @@ fn rows<const V: usize, const FULL: bool>(job: &mut Job<'_>, first: usize) -> bo
             let symbol = _mm256_srli_epi32::<24>(entry);
             let level = _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_sub_epi32(symbol, middle)), odd);
             let value = _mm256_mul_ps(_mm256_cvtepi32_ps(level), steps[v]);
+            // The last register of the last row may begin beyond the output, with nothing in its mask.
+            let to = job.out.as_mut_ptr().wrapping_add(row * cols + first + 8 * v);
             // SAFETY: the mask has the columns that are there, all of them if FULL, and the output its rows.
             unsafe {
-                let to = job.out.as_mut_ptr().add(row * cols + first + 8 * v);
                 if FULL { _mm256_storeu_ps(to, value) } else { _mm256_maskstore_ps(to, there[v], value) }
             }
             let by_odd = _mm256_and_si256(_mm256_cmpeq_epi32(odd, one), h0);

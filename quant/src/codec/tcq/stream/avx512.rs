@@ -77,9 +77,10 @@ fn rows<const V: usize, const FULL: bool>(job: &mut Job<'_>, first: usize) -> bo
             let symbol = _mm512_srli_epi32::<24>(entry);
             let level = _mm512_or_si512(_mm512_slli_epi32::<1>(_mm512_sub_epi32(symbol, middle)), odd);
             let value = _mm512_mul_ps(_mm512_cvtepi32_ps(level), steps[v]);
+            // The last register of the last row may begin beyond the output, with nothing in its mask.
+            let to = job.out.as_mut_ptr().wrapping_add(row * cols + first + 16 * v);
             // SAFETY: the mask has the columns that are there, all of them if FULL, and the output its rows.
             unsafe {
-                let to = job.out.as_mut_ptr().add(row * cols + first + 16 * v);
                 if FULL { _mm512_storeu_ps(to, value) } else { _mm512_mask_storeu_ps(to, there[v], value) }
             }
             let mut to = _mm512_srli_epi32::<1>(place[v]);
