@@ -10,6 +10,7 @@ pub mod isa;
 pub mod math;
 pub mod minifloat;
 pub mod numbers;
+pub mod rates;
 pub mod solve;
 pub mod stats;
 

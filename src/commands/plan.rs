@@ -147,7 +147,7 @@ fn spelled_out(recipe: &Recipe, sizes: &Sizes) -> Recipe {
         let tensor = matrix_pattern(layer, p.part);
         let known = recipe.rules.iter().find(|r| r.tensor == tensor && r.codec == p.codec);
         let expected_loss = known.and_then(|r| r.expected_loss);
-        Rule { tensor, codec: p.codec.clone(), bytes: Some(p.bytes), expected_loss }
+        Rule { tensor, codec: p.codec.clone(), bits: None, bytes: Some(p.bytes), expected_loss }
     };
     Recipe { rules: parts().map(rule).collect(), ..recipe.clone() }
 }

@@ -136,6 +136,7 @@ fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe 
         Rule {
             tensor: matrix_pattern(item.layer, item.part),
             codec: CODECS.get(choice).copied().unwrap_or_default().to_owned(),
+            bits: None,
             bytes: alternative.map(|a| a.bytes),
             expected_loss: alternative.map(|a| a.loss),
         }
