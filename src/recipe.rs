@@ -34,6 +34,9 @@ pub const NATIVE: &str = "native";
 /// Version of the text.
 pub const SCHEMA: u32 = 1;
 
+/// A bundle is filled up until no more than one part in so many lacks.
+const FILLED_TO: u64 = 2000;
+
 /// Bytes of a recipe file: a rule for each matrix of the largest models takes less.
 const RECIPE_BYTES_MAX: u64 = 64 << 20;
 
@@ -53,6 +56,10 @@ pub struct Recipe {
     /// Alignment of records in bytes, a power of two of at least 4096.
     #[serde(default = "align_default")]
     pub align: u64,
+    /// Bytes of the bundle that allocation was asked for. What records, which grow by `align` at a time, leave of it is
+    /// filled up in the manifest to within a twentieth of a percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<u64>,
     /// Rules in order; the last that matches wins.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
@@ -72,7 +79,8 @@ pub struct Rule {
     /// What a plan expects these matrices to take; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// What allocation expects these matrices to lose: relative squared error × weights; not read.
+    /// What allocation expects these matrices to lose: relative squared error × sensitivity (in nats of KLD where that
+    /// was measured, else the number of weights); not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_loss: Option<f64>,
 }
@@ -110,7 +118,7 @@ impl Recipe {
             bytes: None,
             expected_loss: None,
         };
-        Recipe { schema: SCHEMA, solver: solver.into(), align, rules: vec![rule] }
+        Recipe { schema: SCHEMA, solver: solver.into(), align, target_bytes: None, rules: vec![rule] }
     }
 
     /// Reads a recipe file.
@@ -133,6 +141,14 @@ impl Recipe {
         }
         recipe.validate()?;
         Ok(recipe)
+    }
+
+    /// Bytes that fill up a bundle of `bundle_bytes` to what was asked for: none where more than a record's step lacks,
+    /// or so little that nobody minds.
+    pub fn fill_bytes(&self, bundle_bytes: u64) -> u64 {
+        let Some(target) = self.target_bytes else { return 0 };
+        let lacking = target.saturating_sub(bundle_bytes);
+        if lacking < self.align { lacking.saturating_sub(target / FILLED_TO) } else { 0 }
     }
 
     /// Checks what does not depend on a model: solver, alignment, codec names, patterns.
@@ -177,7 +193,11 @@ fn choice(rule: &Rule) -> Result<Choice> {
 pub fn at_rate(name: &str, bits: f64) -> Result<CodecRef> {
     let known = codec(name)?;
     if !BITS.contains(&bits) {
-        return Err(Error::plan(format!("{bits} bits for {name}, expected {} to {}", BITS.start(), BITS.end())));
+        return Err(Error::plan(format!(
+            "{bits} bits for {name}, expected {} to {}",
+            BITS.start(),
+            BITS.end()
+        )));
     }
     known.at_rate(bits).ok_or_else(|| fixed_rate(name))
 }
@@ -372,9 +392,13 @@ codec = "native"
 
     #[test]
     fn nonsense_is_refused() {
-        for (from, to) in
-            [("rtn", "magic"), ("int4-g64", "int40"), ("\"int4-g64\"", "\"int4-g64\"\nbits = 3.0"), ("schema = 1", "schema = 2"), ("schema", "skema")]
-        {
+        for (from, to) in [
+            ("rtn", "magic"),
+            ("int4-g64", "int40"),
+            ("\"int4-g64\"", "\"int4-g64\"\nbits = 3.0"),
+            ("schema = 1", "schema = 2"),
+            ("schema", "skema"),
+        ] {
             assert_eq!(
                 Recipe::parse(&TWO_RULES.replacen(from, to, 1)).unwrap_err().kind().exit_code(),
                 78,

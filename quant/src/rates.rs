@@ -33,6 +33,14 @@ pub struct RateRange {
     pub most: f64,
 }
 
+/// Bits that an entropy-coded trellis lies above the rate–distortion limit, side information counted.
+const GAP_BITS: f64 = 0.05;
+
+/// The relative squared error to expect at so many bits a weight: `2^(−2(b − gap))`.
+pub fn relative_error(bits: f64) -> f64 {
+    libm::exp2(-2.0 * (bits - GAP_BITS))
+}
+
 /// Halvings of the interval of the level: more than an f64 has bits, so the result is the same everywhere.
 const HALVINGS: usize = 100;
 
@@ -59,7 +67,9 @@ pub fn rates(items: &[Demand], range: RateRange, budget_bits: f64) -> Result<Vec
     let at = |level: f64| -> Vec<f64> {
         items.iter().zip(&wants).map(|(i, want)| (level + want).clamp(floor(i), range.most)).collect()
     };
-    let fits = |level: f64| items.iter().zip(at(level)).map(|(i, b)| i.weights as f64 * b).sum::<f64>() <= budget_bits;
+    let fits = |level: f64| {
+        items.iter().zip(at(level)).map(|(i, b)| i.weights as f64 * b).sum::<f64>() <= budget_bits
+    };
     let finite = || wants.iter().copied().filter(|w| w.is_finite());
     let mut low = range.least - finite().fold(f64::NEG_INFINITY, f64::max);
     let mut high = range.most - finite().fold(f64::INFINITY, f64::min);
@@ -92,7 +102,7 @@ mod tests {
     }
 
     fn loss(items: &[Demand], bits: &[f64]) -> f64 {
-        items.iter().zip(bits).map(|(i, b)| i.sensitivity * (-2.0 * b).exp2()).sum()
+        items.iter().zip(bits).map(|(i, b)| i.sensitivity * libm::exp2(-2.0 * b)).sum()
     }
 
     fn used(items: &[Demand], bits: &[f64]) -> f64 {
@@ -103,7 +113,8 @@ mod tests {
     fn between_the_bounds_it_is_the_closed_form() {
         let items = [item(100, 1.0), item(300, 12.0), item(100, 16.0)];
         let bits = rates(&items, RANGE, 3.0 * 500.0).unwrap();
-        let logs: Vec<f64> = items.iter().map(|i| (i.sensitivity / i.weights as f64).log2() / 2.0).collect();
+        let logs: Vec<f64> =
+            items.iter().map(|i| libm::log2(i.sensitivity / i.weights as f64) / 2.0).collect();
         let mean = items.iter().zip(&logs).map(|(i, l)| i.weights as f64 * l).sum::<f64>() / 500.0;
         for (b, l) in bits.iter().zip(&logs) {
             assert!((b - (3.0 + l - mean)).abs() < 1e-9, "{bits:?}");

@@ -1,6 +1,7 @@
 //! Options that several commands share.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
@@ -8,13 +9,24 @@ use moepack_format::{Error, Result};
 use moepack_quant::codec::CODECS;
 use moepack_quant::solve::{SOLVERS, solver};
 
-use crate::engine::allocation::{Limit, recipe_within};
-use crate::engine::sizes::Sizes;
+use moepack_verify::tokens::Windows;
+
+use crate::engine::allocation::{Ask, Candidates, Limit, recipe_within};
+use crate::engine::prediction::Plan;
+use crate::engine::sensitivity::{self, Sensitivity};
+use crate::engine::sizes::{Calibrated, Sizes};
 use crate::output::warn;
-use crate::recipe::{ALIGN_DEFAULT, Choices, NATIVE, Recipe, moe_layers};
+use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, moe_layers};
+use crate::session::Session;
 
 /// The codec where none is asked for: the smallest loss that most engines can run.
 pub const CODEC_DEFAULT: &str = "int4-g64";
+
+/// The codec that meets a budget where none is asked for: the nearest to the limit of what bits can do.
+const CODEC_OF_BUDGETS: &str = "tcq256";
+
+/// What `--codec` says for all integer codecs of fixed rate, among which a budget chooses.
+const FIXED_RATES: &str = "int";
 
 /// How a model is opened.
 #[derive(Args, Clone, Copy, Debug)]
@@ -42,12 +54,15 @@ pub struct RecipeArgs {
     /// One codec for all routed experts.
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", help = codec_help())]
     pub codec: Option<String>,
-    /// Mean bits per weight of the routed experts; allocation chooses the codecs
-    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["codec", "recipe", "target_size"])]
+    /// Mean bits per weight of the routed experts; allocation shares them out
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["recipe", "target_size"])]
     pub bits: Option<f64>,
-    /// Bytes of the whole bundle, such as 96GiB; allocation chooses the codecs
-    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_arg, conflicts_with_all = ["codec", "recipe"])]
+    /// Bytes of the whole bundle, such as 96GiB; allocation shares them out
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_arg, conflicts_with = "recipe")]
     pub target_size: Option<u64>,
+    /// Allocation gives each expert bits of its own, by how much it is used (needs --calibrate)
+    #[arg(long, conflicts_with = "recipe")]
+    pub per_expert: bool,
     /// Recipe file (TOML), as `plan -o` writes it
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -68,9 +83,41 @@ pub struct Prepared {
     pub choices: Choices,
     /// In bytes.
     pub sizes: Sizes,
+    /// What the model is sensitive to, where that was measured.
+    pub sensitivity: Option<Sensitivity>,
+}
+
+/// What calibration a run has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Given<'a> {
+    /// Text that runs through the model now.
+    pub text: Option<&'a Windows>,
+    /// Tokens that stats of an earlier run were made from.
+    pub stats_tokens: Option<u64>,
+    /// Whether sensitivities are wanted even where no budget is to be shared out.
+    pub measure: bool,
+}
+
+impl Given<'_> {
+    fn calibrated(&self) -> Option<Calibrated> {
+        let text = self.text.map(|w| Calibrated { n_tokens: w.tokens.len() as u64, counts: true });
+        text.or(self.stats_tokens.map(|n_tokens| Calibrated { n_tokens, counts: false }))
+    }
 }
 
 impl Prepared {
+    /// What is to be predicted of a run with these texts.
+    pub fn plan<'a>(
+        &'a self,
+        model: &'a Model,
+        calibration: Option<&'a Windows>,
+        evaluation: Option<&'a Windows>,
+        started: Instant,
+    ) -> Plan<'a> {
+        let (choices, sizes, sensitivity) = (&self.choices, &self.sizes, self.sensitivity.as_ref());
+        Plan { model, choices, sizes, sensitivity, calibration, evaluation, started }
+    }
+
     /// Refuses a solver that has no stats to work with.
     ///
     /// # Errors
@@ -86,44 +133,78 @@ impl Prepared {
 }
 
 impl RecipeArgs {
-    /// Works the recipe out for a model; `calibrated` says whether there will be stats, which decides the solver where
-    /// none is asked for.
+    /// Works the recipe out for a model; calibration decides the solver where none is asked for, and how a budget is
+    /// shared out.
     ///
     /// # Errors
     /// A recipe that cannot be read, does not fit the model, or asks for the impossible.
-    pub fn prepare(&self, model: &Model, calibrated: bool) -> Result<Prepared> {
+    pub fn prepare(&self, session: &Session, model: &Model, given: Given<'_>) -> Result<Prepared> {
+        let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
+        if self.per_expert && (limit.is_none() || given.text.is_none()) {
+            return Err(Error::usage("--per-expert shares out a budget by what a calibration text shows")
+                .hint("give --bits or --target-size, and --calibrate TEXT"));
+        }
+        let text = given.text.filter(|_| limit.is_some() || given.measure);
+        let measured = |text| session.in_pool(|| sensitivity::measure(session, model, text));
+        let sensitivity = text.map(measured).transpose()?;
         let recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
-            None => self.made(model, calibrated)?,
+            None => self.made(model, limit, &given, sensitivity.as_ref())?,
         };
         recipe.validate()?;
         let choices = Choices::new(&recipe, &moe_layers(model.spec()))?;
-        let sizes = Sizes::of(model, &choices, recipe.align)?;
-        Ok(Prepared { recipe, choices, sizes })
+        let sizes = Sizes::of(model, &recipe, &choices, given.calibrated())?;
+        Ok(Prepared { recipe, choices, sizes, sensitivity })
     }
 
     /// A recipe from options alone.
-    fn made(&self, model: &Model, calibrated: bool) -> Result<Recipe> {
-        let default = if calibrated { "weighted" } else { "rtn" };
+    fn made(
+        &self,
+        model: &Model,
+        limit: Option<Limit>,
+        given: &Given<'_>,
+        sensitivity: Option<&Sensitivity>,
+    ) -> Result<Recipe> {
+        let calibrated = given.calibrated();
+        let default = if calibrated.is_some() { "weighted" } else { "rtn" };
         let solver_name = self.solver.as_deref().unwrap_or(default);
         solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
-        let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
-        if let Some(limit) = limit {
-            return recipe_within(model, limit, solver_name, align);
+        let Some(limit) = limit else {
+            let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
+            if codec != NATIVE {
+                moepack_quant::codec(codec)?;
+            }
+            return Ok(Recipe::uniform(codec, solver_name, align));
+        };
+        let (candidates, per_expert) = (self.candidates()?, self.per_expert);
+        let solver = solver_name;
+        recipe_within(model, &Ask { limit, candidates, solver, align, sensitivity, per_expert, calibrated })
+    }
+
+    /// Between what a budget chooses.
+    fn candidates(&self) -> Result<Candidates> {
+        let name = self.codec.as_deref().unwrap_or(CODEC_OF_BUDGETS);
+        if name == FIXED_RATES {
+            return Ok(Candidates::Fixed);
         }
-        let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
-        if codec != NATIVE {
-            moepack_quant::codec(codec)?;
+        if name != NATIVE && moepack_quant::codec(name)?.at_rate(*BITS.start()).is_some() {
+            return Ok(Candidates::Free(name.to_owned()));
         }
-        Ok(Recipe::uniform(codec, solver_name, align))
+        Err(Error::usage(format!("codec {name} has a fixed rate, so no budget can be asked of it")).hint(
+            format!("{CODEC_OF_BUDGETS} meets any; --codec {FIXED_RATES} chooses among integer codecs"),
+        ))
     }
 }
 
 /// The tables tell the names, so that a new row is in the help.
 fn codec_help() -> String {
     let known: Vec<&str> = CODECS.iter().map(|family| family.pattern).collect();
-    format!("One codec for all routed experts: {NATIVE}, {} [default: {CODEC_DEFAULT}]", known.join(", "))
+    format!(
+        "One codec for all routed experts: {NATIVE}, {} [default: {CODEC_DEFAULT}; with a budget {CODEC_OF_BUDGETS}, \
+         or {FIXED_RATES} for a choice among integer codecs]",
+        known.join(", ")
+    )
 }
 
 fn solver_help() -> String {

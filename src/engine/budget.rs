@@ -114,9 +114,9 @@ impl Budget {
         self.bytes
     }
 
-    /// Seconds without texts.
-    pub fn seconds(&self) -> f64 {
-        self.seconds
+    /// Peak memory that is likely, without a margin.
+    pub fn likely_bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Refuses a run that cannot stay within `limit`.

@@ -16,6 +16,7 @@ use moepack_verify::drift::SquareSums;
 
 use crate::engine::workspace::Workspace;
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 use crate::stop::Stop;
 
 /// Bytes of a trunk tensor copied at a time.
@@ -138,7 +139,8 @@ impl BankSink {
     }
 }
 
-fn folded(each: Vec<String>) -> PartCodecs {
+/// One name where all experts have the same codec.
+pub(crate) fn folded(each: Vec<String>) -> PartCodecs {
     match each.first() {
         Some(first) if each.iter().all(|c| c == first) => PartCodecs::Same(first.clone()),
         _ => PartCodecs::Each(each),
@@ -235,6 +237,22 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         sha256: String::new(),
     }
 }
+
+/// Fills the manifest up with spaces until the bundle takes what its recipe was made for.
+///
+/// # Errors
+/// A manifest that cannot be written.
+pub fn fill_up(manifest: &mut Manifest, recipe: &Recipe) -> Result<()> {
+    let bytes = manifest.totals.bundle_bytes.saturating_add(manifest.to_text()?.len() as u64);
+    let fill = usize::try_from(recipe.fill_bytes(bytes)).unwrap_or(0);
+    if let (Some(spaces), Some(kept)) = (fill.checked_sub(FILL_KEY_BYTES), manifest.recipe.as_object_mut()) {
+        kept.insert("fill".to_owned(), " ".repeat(spaces).into());
+    }
+    Ok(())
+}
+
+/// What the key takes beside the spaces: a comma, a line break, the name and quotes.
+const FILL_KEY_BYTES: usize = ",\n    \"fill\": \"\"".len();
 
 /// Bits for each of `weights`; 0 where there are none.
 pub fn bits_each(bytes: u64, weights: u64) -> f64 {
