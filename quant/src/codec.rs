@@ -11,12 +11,14 @@ use moepack_format::{Error, PlaneSpec, Result};
 use crate::isa::Isa;
 use crate::numbers;
 
+mod columns;
 pub mod fp8_block;
 pub mod int;
 mod lanes;
 pub mod mxfp4;
 pub mod nvfp4;
 pub mod plain;
+pub mod tcq;
 
 #[cfg(test)]
 mod laws;
@@ -34,8 +36,16 @@ pub struct CodecFamily {
 }
 
 /// Every codec there is.
-pub const CODECS: &[CodecFamily] =
-    &[plain::BF16, plain::F16, plain::F32, fp8_block::FAMILY, mxfp4::FAMILY, nvfp4::FAMILY, int::FAMILY];
+pub const CODECS: &[CodecFamily] = &[
+    plain::BF16,
+    plain::F16,
+    plain::F32,
+    fp8_block::FAMILY,
+    mxfp4::FAMILY,
+    nvfp4::FAMILY,
+    int::FAMILY,
+    tcq::FAMILY,
+];
 
 /// The codec that `name` says, such as `int4-g64`, `fp8-block` or `mxfp4`.
 ///
@@ -267,6 +277,11 @@ pub(crate) fn check_planes(
             )));
         }
     }
+    check_rows(rows, cols, first_row, out)
+}
+
+/// Compares the wanted rows with those of the matrix.
+pub(crate) fn check_rows(rows: usize, cols: usize, first_row: usize, out: &[f32]) -> Result<()> {
     let end = first_row.checked_add(out.len() / cols);
     if !out.len().is_multiple_of(cols) || end.is_none_or(|end| end > rows) {
         let n = out.len();
