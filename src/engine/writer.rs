@@ -104,7 +104,7 @@ impl BankSink {
         for part in &expert.parts {
             let (codec, name) = (part.codec.name(), part.part.name());
             self.codecs.entry(name.to_owned()).or_default().push(codec.clone());
-            let specs = part.codec.planes(part.rows, part.cols)?;
+            let specs = part.codec.planes_of(part.rows, part.cols, &part.planes)?;
             let planes = specs.into_iter().zip(part.planes.iter().map(Vec::as_slice)).collect();
             let spec =
                 PartSpec { name: name.to_owned(), codec, rows: part.rows as u64, cols: part.cols as u64 };
