@@ -133,6 +133,7 @@ impl BankSink {
             usage,
             codecs,
             error,
+            experts: BTreeMap::new(),
         };
         Ok(LayerNote { summary, entry })
     }
