@@ -117,6 +117,17 @@ impl PackedWeights {
         }
     }
 
+    /// Sets input `i` of every output: `column`, `[n]`.
+    ///
+    /// # Panics
+    /// If `i` is no input, or `column` has another length than there are outputs.
+    pub fn set_input(&mut self, i: usize, column: &[f32]) {
+        assert!(i < self.k && column.len() == self.n, "a column outside of the packed ones");
+        for (panel, values) in self.lanes.chunks_exact_mut(self.k).zip(column.chunks(PANEL)) {
+            panel[i].0[..values.len()].copy_from_slice(values);
+        }
+    }
+
     /// Packs the transpose of `k` rows of `n` values: what was a row becomes one step of k.
     pub fn repack_transposed(&mut self, w: Rows<'_>, k: usize, n: usize) {
         self.resize(n, k);
@@ -181,16 +192,49 @@ impl PackedWeights {
         out: &mut [f32],
         out_stride: usize,
     ) {
+        if ks.is_empty() {
+            out.chunks_mut(out_stride.max(1)).take(t).for_each(|row| row[..ns.len()].fill(0.0));
+        }
+        self.run_part(isa, x, t, ns, ks, out, out_stride, true);
+    }
+
+    /// As [`PackedWeights::matmul_part`], but the chains are taken up from what is in `out`, so that the inputs may come
+    /// in pieces of any size.
+    ///
+    /// # Panics
+    /// As `matmul_part`.
+    #[allow(clippy::too_many_arguments, reason = "a kernel's operands are its signature")]
+    pub fn matmul_part_onto(
+        &self,
+        isa: Isa,
+        x: Rows<'_>,
+        t: usize,
+        ns: Range<usize>,
+        ks: Range<usize>,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        self.run_part(isa, x, t, ns, ks, out, out_stride, false);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a kernel's operands are its signature")]
+    fn run_part(
+        &self,
+        isa: Isa,
+        x: Rows<'_>,
+        t: usize,
+        ns: Range<usize>,
+        ks: Range<usize>,
+        out: &mut [f32],
+        out_stride: usize,
+        fresh: bool,
+    ) {
         assert!(ns.start.is_multiple_of(PANEL) && ns.end <= self.n && ks.end <= self.k, "part outside of w");
-        if t == 0 || ns.is_empty() {
+        if t == 0 || ns.is_empty() || ks.is_empty() {
             return;
         }
         let width = ns.len();
         assert!(out_stride >= width && out.len() >= (t - 1) * out_stride + width, "out is too short");
-        if ks.is_empty() {
-            out.chunks_mut(out_stride).take(t).for_each(|row| row[..width].fill(0.0));
-            return;
-        }
         assert!(x.stride >= ks.len() && x.data.len() >= (t - 1) * x.stride + ks.len(), "x is too short");
         let mut copy = [0.0_f32; BLOCK_ROWS * CHUNK];
         for row in (0..t).step_by(BLOCK_ROWS) {
@@ -207,7 +251,7 @@ impl PackedWeights {
                         panel_stride: self.k,
                         width: (BLOCK_PANELS * PANEL).min(ns.end - n),
                         out_stride,
-                        first: k == ks.start,
+                        first: fresh && k == ks.start,
                     };
                     block.run(isa, &mut out[row * out_stride + (n - ns.start)..]);
                 }
@@ -412,6 +456,13 @@ mod tests {
                     assert_eq!(value.to_bits(), expected.to_bits(), "{} row {r} column {c}", isa.name());
                 }
             }
+            let mut pieces = vec![0.0_f32; t * 50];
+            for ks in [10..11, 11..300, 300..300, 300..590] {
+                let rows = Rows { data: &x[ks.start..], stride: k };
+                packed.matmul_part_onto(isa, rows, t, ns.clone(), ks, &mut pieces, 50);
+            }
+            let inside = |v: &[f32]| v.chunks(50).flat_map(|r| bits(&r[..38])).collect::<Vec<_>>();
+            assert_eq!(inside(&pieces), inside(&out), "{} in pieces", isa.name());
         }
     }
 
@@ -434,6 +485,12 @@ mod tests {
         let mut again = vec![0.0; 3 * n];
         by_parts.matmul(Isa::SCALAR, &x, &mut again);
         assert_eq!(bits(&again), bits(&out), "packed by parts");
+        let mut by_inputs = PackedWeights::zeros(n, k);
+        for (i, column) in transposed.chunks(n).enumerate() {
+            by_inputs.set_input(i, column);
+        }
+        by_inputs.matmul(Isa::SCALAR, &x, &mut again);
+        assert_eq!(bits(&again), bits(&out), "packed by inputs");
     }
 
     #[test]

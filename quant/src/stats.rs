@@ -120,7 +120,7 @@ fn valid(v: f32) -> bool {
     v.is_finite() && v >= 0.0
 }
 
-fn check_finite(isa: Isa, x: &[f32], cols: usize) -> Result<()> {
+pub(crate) fn check_finite(isa: Isa, x: &[f32], cols: usize) -> Result<()> {
     if numbers::max_magnitude(isa, x).is_some() {
         return Ok(());
     }
