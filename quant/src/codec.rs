@@ -11,6 +11,7 @@ use moepack_format::{Error, PlaneSpec, Result};
 use crate::isa::Isa;
 use crate::numbers;
 
+mod columns;
 pub mod fp8_block;
 pub mod int;
 mod lanes;

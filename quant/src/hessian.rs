@@ -130,7 +130,10 @@ impl HessianSum {
     pub fn add(&mut self, isa: Isa, x: &[f32], weights: &[f32]) -> Result<()> {
         if weights.len().checked_mul(self.cols) != Some(x.len()) {
             let (n, n_weights) = (x.len(), weights.len());
-            return Err(Error::bad_data(format!("{n} inputs and {n_weights} weights for {} columns", self.cols)));
+            return Err(Error::bad_data(format!(
+                "{n} inputs and {n_weights} weights for {} columns",
+                self.cols
+            )));
         }
         check_finite(isa, x, self.cols)?;
         if let Some((token, g)) = weights.iter().enumerate().find(|(_, g)| !g.is_finite()) {

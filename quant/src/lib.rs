@@ -7,6 +7,7 @@ pub mod codec;
 pub mod gemm;
 pub mod hessian;
 pub mod isa;
+mod linalg;
 pub mod math;
 pub mod minifloat;
 pub mod numbers;

@@ -10,11 +10,12 @@ use crate::hessian::Hessian;
 use crate::isa::Isa;
 use crate::stats::ColumnStats;
 
+pub mod gptq;
 pub mod rtn;
 pub mod weighted;
 
 /// Every solver there is.
-pub const SOLVERS: &[&dyn Solver] = &[&rtn::Rtn, &weighted::Weighted];
+pub const SOLVERS: &[&dyn Solver] = &[&rtn::Rtn, &weighted::Weighted, &gptq::Gptq];
 
 /// Chooses the levels and scales of a matrix.
 pub trait Solver: Send + Sync {
@@ -62,7 +63,7 @@ pub fn solver(name: &str) -> Result<&'static dyn Solver> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::{CODECS, codec};
+    use crate::codec::{CODECS, ColumnPlan, codec};
 
     const ROWS: usize = 24;
     const COLS: usize = 192;
@@ -98,10 +99,13 @@ mod tests {
             let codec = codec(name).unwrap();
             let expected = codec.encode(Isa::get(), w, None).unwrap();
             for s in SOLVERS {
-                for nothing in [None, Some(&unseen), Some(&silent)] {
-                    let planes =
-                        s.solve(Isa::get(), w, &*codec, Inputs { stats: nothing, hessian: None }).unwrap();
-                    assert!(planes == expected, "{} {name}", s.name());
+                let empty = Hessian { n_tokens: 0, cols: COLS, data: vec![0.0; COLS * COLS] };
+                let zero = Hessian { n_tokens: 9, ..empty.clone() };
+                for stats in [None, Some(&unseen), Some(&silent)] {
+                    for hessian in [None, Some(&empty), Some(&zero)] {
+                        let planes = s.solve(Isa::get(), w, &*codec, Inputs { stats, hessian }).unwrap();
+                        assert!(planes == expected, "{} {name}", s.name());
+                    }
                 }
                 assert!(
                     s.solve(Isa::get(), w, &*codec, Inputs { stats: Some(&stats), hessian: None }).is_ok(),
@@ -132,6 +136,64 @@ mod tests {
             for s in SOLVERS.iter().filter(|s| s.needs_stats()) {
                 let (with, without) = (output_error(*s), output_error(&rtn::Rtn));
                 assert!(with < without * 0.97, "{} {name}: {with:.4} instead of {without:.4}", s.name());
+            }
+        }
+    }
+
+    /// Inputs that depend on 24 hidden ones, columns of different size.
+    fn correlated(tokens: usize) -> (Hessian, ColumnStats) {
+        let mut state = 7u32;
+        let mut uniform = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        let mixing: Vec<f32> = (0..COLS * 24).map(|_| uniform()).collect();
+        let hidden: Vec<f32> = (0..tokens * 24).map(|_| uniform()).collect();
+        let mut x = vec![0.0; tokens * COLS];
+        crate::gemm::matmul_t(Isa::get(), &hidden, &mixing, tokens, 24, COLS, &mut x);
+        x.iter_mut().enumerate().for_each(|(i, v)| *v = (*v + uniform()) * 2f32.powi((i % COLS) as i32 % 4));
+        let mut sum = crate::hessian::HessianSum::new(COLS);
+        sum.add(Isa::get(), &x, &vec![1.0; tokens]).unwrap();
+        let hessian = sum.finish();
+        let stats = ColumnStats { n_tokens: tokens as u64, second_moment: hessian.diagonal() };
+        (hessian, stats)
+    }
+
+    #[test]
+    fn a_hessian_lowers_the_error_of_the_output_at_every_level_alike() {
+        let (data, _) = case();
+        let w = Matrix { rows: ROWS, cols: COLS, data: &data };
+        let (hessian, stats) = correlated(1000);
+        let inputs = Inputs { stats: Some(&stats), hessian: Some(&hessian) };
+        for name in CODECS.iter().flat_map(|f| f.examples) {
+            let codec = codec(name).unwrap();
+            let (order, ones) = ((0..COLS).collect::<Vec<_>>(), vec![1.0; COLS]);
+            let plan = ColumnPlan { order: &order, cost: &ones, importance: &ones };
+            if codec.columns(Isa::get(), w, plan).unwrap().is_none() {
+                continue;
+            }
+            let error = |s: &dyn Solver| {
+                let planes = s.solve(Isa::get(), w, &*codec, inputs).unwrap();
+                for isa in Isa::available() {
+                    let other = s.solve(isa, w, &*codec, inputs).unwrap();
+                    assert!(other == planes, "{} {name}: other bytes on {}", s.name(), isa.name());
+                }
+                let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+                let mut delta = vec![0.0; data.len()];
+                codec.decode(Isa::get(), &planes, ROWS, COLS, 0, &mut delta).unwrap();
+                delta.iter_mut().zip(&data).for_each(|(d, v)| *d -= v);
+                hessian.error(Isa::get(), Matrix { data: &delta, ..w })
+            };
+            let (rtn, weighted) = (error(&rtn::Rtn), error(&weighted::Weighted));
+            for s in SOLVERS.iter().filter(|s| s.needs_hessian()) {
+                let found = error(*s);
+                println!(
+                    "{} {name}: {:.3} of rtn, {:.3} of weighted",
+                    s.name(),
+                    found / rtn,
+                    found / weighted
+                );
+                assert!(found < rtn.min(weighted) * 0.9, "{} {name}: {found}", s.name());
             }
         }
     }

@@ -31,9 +31,11 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
+use super::columns::{StaticColumns, by_column};
 use super::lanes::{LANES, Lanes};
 use super::{
-    Codec, CodecFamily, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input, check_planes, check_shape,
+    Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input,
+    check_planes, check_shape,
 };
 use crate::isa::Isa;
 use crate::minifloat::{
@@ -56,6 +58,8 @@ pub const FAMILY: CodecFamily = CodecFamily {
     parse: |name| parse(name).map(|codec| Arc::new(codec) as _),
 };
 
+/// Bits of a number.
+const NUMBER_BITS: u32 = 8;
 const BLOCK: usize = 128;
 /// Largest block side that a name may ask for.
 const BLOCK_MAX: usize = 1 << 20;
@@ -177,6 +181,25 @@ impl Codec for Fp8Block {
         Ok(planes)
     }
 
+    fn columns<'a>(
+        &'a self,
+        isa: Isa,
+        w: Matrix<'a>,
+        plan: ColumnPlan<'a>,
+    ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
+        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let n_across = w.cols.div_ceil(self.block_cols);
+        let plane = planes.get(1).map_or(&[][..], Vec::as_slice);
+        let scale =
+            |i: usize| self.scale.get(plane, i / n_across / self.block_rows * n_across + i % n_across);
+        let scales = by_column(w.rows, n_across, scale);
+        let round = move |column: usize, wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]| {
+            let scales = &scales[column / self.block_cols * wanted.len()..][..wanted.len()];
+            round_column(isa, scales, wanted, codes, decoded);
+        };
+        Ok(Some(Box::new(StaticColumns::new(isa, NUMBER_BITS, w.rows, w.cols, planes, round))))
+    }
+
     fn decode(
         &self,
         isa: Isa,
@@ -208,6 +231,9 @@ per_isa! {
         weight: &mut [u8],
         scales: &mut [u8],
     ) = encode_matrix_body;
+}
+per_isa! {
+    fn round_column(scales: &[f32], wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]) = round_column_body;
 }
 per_isa! {
     fn decode_rows(
@@ -350,6 +376,14 @@ fn tree_sum(v: Lanes) -> f32 {
         }
     }
     v[0]
+}
+
+#[inline(always)]
+fn round_column_body(scales: &[f32], wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]) {
+    for (((code, decoded), &v), &scale) in codes.iter_mut().zip(decoded).zip(wanted).zip(scales) {
+        *code = f32_to_e4m3(v / scale);
+        *decoded = e4m3_to_f32(*code) * scale;
+    }
 }
 
 #[inline(always)]

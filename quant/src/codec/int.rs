@@ -36,8 +36,12 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
+use super::columns::{StaticColumns, by_column};
 use super::lanes::{Groups, LANES, Lanes, MAGIC, clamp};
-use super::{Codec, CodecFamily, Matrix, Planes, Reach, check_input, check_planes, check_shape};
+use super::{
+    Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, Reach, check_input, check_planes,
+    check_shape,
+};
 use crate::bits::{self, packed_bytes};
 use crate::isa::Isa;
 use crate::minifloat::{F16_MAX, NAN_BITS, f16_to_f32};
@@ -108,6 +112,22 @@ impl Int {
     fn groups(&self, rows: usize, cols: usize) -> Groups {
         Groups { rows, cols, size: self.group }
     }
+
+    /// Scales and zero points of planes that [`Codec::encode`] made of `w`, `[groups, rows]`.
+    fn by_column(&self, w: Matrix<'_>, planes: &Planes) -> (Vec<f32>, Vec<u8>) {
+        let per_row = self.groups(1, w.cols).per_row();
+        let mut zeros = vec![self.middle(); w.rows * per_row];
+        if let Some(plane) = planes.get(2) {
+            let packed = plane.chunks_exact(packed_bytes(self.bits, per_row));
+            zeros
+                .chunks_mut(per_row)
+                .zip(packed)
+                .for_each(|(z, p)| bits::unpack(Isa::SCALAR, self.bits, p, z));
+        }
+        let scales = planes.get(1).map_or(&[][..], |plane| plane.as_chunks().0);
+        let scale = |i: usize| scales.get(i).map_or(0.0, |b| f16_to_f32(u16::from_le_bytes(*b)));
+        (by_column(w.rows, per_row, scale), by_column(w.rows, per_row, |i| zeros[i]))
+    }
 }
 
 fn parse(name: &str) -> Option<Int> {
@@ -167,6 +187,23 @@ impl Codec for Int {
         Ok(planes)
     }
 
+    fn columns<'a>(
+        &'a self,
+        isa: Isa,
+        w: Matrix<'a>,
+        plan: ColumnPlan<'a>,
+    ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
+        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let (scales, zeros) = self.by_column(w, &planes);
+        let (rows, int) = (w.rows, *self);
+        let round = move |column: usize, wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]| {
+            let first = column / int.group * rows;
+            let (scales, zeros) = (&scales[first..first + rows], &zeros[first..first + rows]);
+            round_column(isa, int.bits, scales, zeros, wanted, codes, decoded);
+        };
+        Ok(Some(Box::new(StaticColumns::new(isa, self.bits, w.rows, w.cols, planes, round))))
+    }
+
     fn decode(
         &self,
         isa: Isa,
@@ -196,6 +233,17 @@ per_isa! {
         scales: &mut [u8],
         zeros: &mut [u8],
     ) = encode_matrix_body;
+}
+per_isa! {
+    /// Rounds a column with one scale and zero point a row.
+    fn round_column(
+        bits: u32,
+        scales: &[f32],
+        zeros: &[u8],
+        wanted: &[f32],
+        codes: &mut [u8],
+        decoded: &mut [f32],
+    ) = round_column_body;
 }
 per_isa! {
     /// Decodes rows from `first_row` on; lengths are already checked.
@@ -271,16 +319,48 @@ fn encode_part(
     }
 }
 
-/// The nearest level to each weight: the step from numbers to codes. Added to [`MAGIC`], a level is the low bits of a
-/// float, which saves the conversion.
+/// The nearest level to each weight: the step from numbers to codes.
 #[inline(always)]
 fn quantize(bits: u32, scale: f32, zero: u8, values: &[f32], codes: &mut [u8]) {
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let inverse = inverse_of(scale);
+    for (c, &v) in codes.iter_mut().zip(values) {
+        *c = code_of(bits, inverse, zero, v);
+    }
+}
+
+#[inline(always)]
+fn inverse_of(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// The code of the nearest level. Added to [`MAGIC`], a level is the low bits of a float, which saves the conversion.
+#[inline(always)]
+fn code_of(bits: u32, inverse: f32, zero: u8, value: f32) -> u8 {
     let lo = MAGIC - f32::from(zero);
     let hi = lo + ((1u32 << bits) - 1) as f32;
-    for (c, &v) in codes.iter_mut().zip(values) {
-        let level = clamp(v * inverse + MAGIC, lo, hi);
-        *c = (level.to_bits() as u8).wrapping_add(zero);
+    let level = clamp(value * inverse + MAGIC, lo, hi);
+    (level.to_bits() as u8).wrapping_add(zero)
+}
+
+/// The number of a code.
+#[inline(always)]
+fn value_of(scale: f32, zero: u8, code: u8) -> f32 {
+    (i32::from(code) - i32::from(zero)) as f32 * scale
+}
+
+#[inline(always)]
+fn round_column_body(
+    bits: u32,
+    scales: &[f32],
+    zeros: &[u8],
+    wanted: &[f32],
+    codes: &mut [u8],
+    decoded: &mut [f32],
+) {
+    let outputs = codes.iter_mut().zip(decoded);
+    for (((code, decoded), &v), (&scale, &zero)) in outputs.zip(wanted).zip(scales.iter().zip(zeros)) {
+        *code = code_of(bits, inverse_of(scale), zero, v);
+        *decoded = value_of(scale, zero, *code);
     }
 }
 
@@ -319,7 +399,7 @@ fn decode_rows_body(
 fn dequantize(scale: f32, zero: u8, codes: &[u8], out: &mut [f32]) {
     let scale = if scale.is_finite() { scale } else { f32::from_bits(NAN_BITS) };
     for (o, &c) in out.iter_mut().zip(codes) {
-        *o = (i32::from(c) - i32::from(zero)) as f32 * scale;
+        *o = value_of(scale, zero, c);
     }
 }
 

@@ -29,9 +29,11 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
+use super::columns::{StaticColumns, by_column};
 use super::lanes::{Groups, LANES, Lanes, max_magnitude};
 use super::{
-    Codec, CodecFamily, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input, check_planes, check_shape,
+    Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input,
+    check_planes, check_shape,
 };
 use crate::isa::Isa;
 use crate::minifloat::{e2m1_to_f32, e8m0_floor, e8m0_to_f32, f32_to_e2m1, round_e2m1};
@@ -47,6 +49,8 @@ pub const FAMILY: CodecFamily = CodecFamily {
 
 /// Columns that share a scale.
 const GROUP: usize = 32;
+/// Bits of a level.
+const LEVEL_BITS: u32 = 4;
 /// Exponent of E2M1's largest power of two, 4: by the standard's rule the scale is that much below the largest weight.
 const LEVEL_EXPONENT: i32 = 2;
 const _: () = assert!(GROUP.is_multiple_of(2) && LANES == 16);
@@ -84,6 +88,23 @@ impl Codec for Mxfp4 {
         Ok(vec![blocks, scales])
     }
 
+    fn columns<'a>(
+        &'a self,
+        isa: Isa,
+        w: Matrix<'a>,
+        plan: ColumnPlan<'a>,
+    ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
+        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let per_row = w.cols / GROUP;
+        let scales = planes.get(1).map_or(&[][..], Vec::as_slice);
+        let scales = by_column(w.rows, per_row, |i| scales.get(i).copied().unwrap_or_default());
+        let round = move |column: usize, wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]| {
+            let scales = &scales[column / GROUP * wanted.len()..][..wanted.len()];
+            round_column(isa, scales, wanted, codes, decoded);
+        };
+        Ok(Some(Box::new(StaticColumns::new(isa, LEVEL_BITS, w.rows, w.cols, planes, round))))
+    }
+
     fn decode(
         &self,
         isa: Isa,
@@ -111,6 +132,9 @@ per_isa! {
         blocks: &mut [u8],
         scales: &mut [u8],
     ) = encode_matrix_body;
+}
+per_isa! {
+    fn round_column(scales: &[u8], wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]) = round_column_body;
 }
 per_isa! {
     fn decode_groups(blocks: &[u8], scales: &[u8], out: &mut [f32]) = decode_groups_body;
@@ -179,6 +203,14 @@ fn quantize(code: u8, values: &[f32], out: &mut [u8]) {
     let inverse = inverse_of(code);
     for (o, v) in out.iter_mut().zip(values.as_chunks::<2>().0) {
         *o = f32_to_e2m1(v[0] * inverse) | f32_to_e2m1(v[1] * inverse) << 4;
+    }
+}
+
+#[inline(always)]
+fn round_column_body(scales: &[u8], wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]) {
+    for (((code, decoded), &v), &scale) in codes.iter_mut().zip(decoded).zip(wanted).zip(scales) {
+        *code = f32_to_e2m1(v * inverse_of(scale));
+        *decoded = e2m1_to_f32(*code) * e8m0_to_f32(scale);
     }
 }
 

@@ -33,9 +33,11 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
+use super::columns::{StaticColumns, by_column};
 use super::lanes::{Groups, LANES, Lanes, max_magnitude};
 use super::{
-    Codec, CodecFamily, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input, check_planes, check_shape,
+    Codec, CodecFamily, ColumnCoder, ColumnPlan, Matrix, Planes, REACH_OF_FLOATS, Reach, check_input,
+    check_planes, check_shape,
 };
 use crate::isa::Isa;
 use crate::minifloat::{E2M1_MAX, NAN_BITS, e2m1_to_f32, e4m3_to_f32, f32_to_e2m1, f32_to_e4m3, round_e2m1};
@@ -51,6 +53,8 @@ pub const FAMILY: CodecFamily = CodecFamily {
 
 /// Columns that share a scale.
 const GROUP: usize = 16;
+/// Bits of a level.
+const LEVEL_BITS: u32 = 4;
 /// The E4M3 scale that maps the matrix's largest magnitude to 6.
 const LARGEST_SCALE: f32 = 256.0;
 /// E4M3 codes that are tried, relative to the one that maps a group's maximum to 6; eight codes are an octave.
@@ -92,6 +96,24 @@ impl Codec for Nvfp4 {
         Ok(vec![blocks, scales, global.to_le_bytes().to_vec()])
     }
 
+    fn columns<'a>(
+        &'a self,
+        isa: Isa,
+        w: Matrix<'a>,
+        plan: ColumnPlan<'a>,
+    ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
+        let planes = self.encode(isa, w, Some(plan.importance))?;
+        let per_row = w.cols / GROUP;
+        let scales = planes.get(1).map_or(&[][..], Vec::as_slice);
+        let scale = |i: usize| e4m3_to_f32(scales.get(i).copied().unwrap_or_default());
+        let (scales, global) = (by_column(w.rows, per_row, scale), global_of(planes.get(2)));
+        let round = move |column: usize, wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]| {
+            let scales = &scales[column / GROUP * wanted.len()..][..wanted.len()];
+            round_column(isa, scales, global, wanted, codes, decoded);
+        };
+        Ok(Some(Box::new(StaticColumns::new(isa, LEVEL_BITS, w.rows, w.cols, planes, round))))
+    }
+
     fn decode(
         &self,
         isa: Isa,
@@ -105,8 +127,7 @@ impl Codec for Nvfp4 {
         let (Some(blocks), Some(scales)) = (planes.first(), planes.get(1)) else {
             return Err(Error::bad_data("planes are missing"));
         };
-        let global = planes.get(2).and_then(|p| p.first_chunk()).map(|b| f32::from_le_bytes(*b));
-        let global = global.filter(|g| g.is_finite()).unwrap_or(f32::from_bits(NAN_BITS));
+        let global = global_of(planes.get(2));
         let start = first_row * cols;
         decode_groups(isa, &blocks[start / 2..], &scales[start / GROUP..], global, out);
         Ok(())
@@ -121,6 +142,12 @@ fn global_scale(largest: f32) -> f32 {
     (largest / (E2M1_MAX * LARGEST_SCALE)).max(f32::MIN_POSITIVE)
 }
 
+/// The global scale in its plane; one NaN for whatever is no finite number.
+fn global_of(plane: Option<&impl AsRef<[u8]>>) -> f32 {
+    let global = plane.and_then(|p| p.as_ref().first_chunk()).map(|b| f32::from_le_bytes(*b));
+    global.filter(|g| g.is_finite()).unwrap_or(f32::from_bits(NAN_BITS))
+}
+
 per_isa! {
     fn encode_matrix(
         groups: Groups,
@@ -130,6 +157,15 @@ per_isa! {
         blocks: &mut [u8],
         scales: &mut [u8],
     ) = encode_matrix_body;
+}
+per_isa! {
+    fn round_column(
+        scales: &[f32],
+        global: f32,
+        wanted: &[f32],
+        codes: &mut [u8],
+        decoded: &mut [f32],
+    ) = round_column_body;
 }
 per_isa! {
     fn decode_groups(blocks: &[u8], scales: &[u8], global: f32, out: &mut [f32]) = decode_groups_body;
@@ -202,6 +238,14 @@ fn quantize(code: u8, global: f32, values: &[f32], out: &mut [u8]) {
     let inverse = inverse_of(e4m3_to_f32(code), global);
     for (o, v) in out.iter_mut().zip(values.as_chunks::<2>().0) {
         *o = f32_to_e2m1(v[0] * inverse) | f32_to_e2m1(v[1] * inverse) << 4;
+    }
+}
+
+#[inline(always)]
+fn round_column_body(scales: &[f32], global: f32, wanted: &[f32], codes: &mut [u8], decoded: &mut [f32]) {
+    for (((code, decoded), &v), &scale) in codes.iter_mut().zip(decoded).zip(wanted).zip(scales) {
+        *code = f32_to_e2m1(v * inverse_of(scale, global));
+        *decoded = e2m1_to_f32(*code) * (scale * global);
     }
 }
 

@@ -73,7 +73,8 @@ const fn ratios<const N: usize>(first: f32, last: f32) -> [[f32; TRIALS]; N] {
 fn search<const WEIGHTED: bool>(bits: u32, asym: bool, x: &[Lanes], w: &[Lanes]) -> Fit {
     let span = ((1u32 << bits) - 1) as f32;
     let starts = if asym { asymmetric(span, bits <= 3, x) } else { symmetric(span, x) };
-    let mut best = Best::NONE;
+    // Where an outlier without importance makes every trial round all else to zero, the refinement begins from here.
+    let mut best = Best { lo: starts[0].lo, ..Best::NONE };
     for start in &starts[..if bits <= 3 { 2 } else { 1 }] {
         for ratios in grid(bits) {
             let mut inverses = [start.inverse; TRIALS];
