@@ -70,28 +70,66 @@ pub struct Prepared {
     pub sizes: Sizes,
 }
 
+/// What a solver will have to work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calibrated {
+    /// Nothing.
+    Not,
+    /// The mean squares of a stats file.
+    ByStats,
+    /// A text, and so Hessians.
+    ByText,
+}
+
+impl Calibrated {
+    /// What these options give.
+    pub fn by(text: bool, stats: bool) -> Calibrated {
+        match (text, stats) {
+            (true, _) => Calibrated::ByText,
+            (false, true) => Calibrated::ByStats,
+            (false, false) => Calibrated::Not,
+        }
+    }
+
+    /// The solver where none is asked for: the one that makes most of it.
+    fn solver(self) -> &'static str {
+        match self {
+            Calibrated::Not => "rtn",
+            Calibrated::ByStats => "weighted",
+            Calibrated::ByText => "gptq",
+        }
+    }
+}
+
 impl Prepared {
-    /// Refuses a solver that has no stats to work with.
+    /// Refuses a solver that does not have what it works with.
     ///
     /// # Errors
     /// Kind `Usage`.
-    pub fn check_stats(&self, calibrated: bool) -> Result<()> {
+    pub fn check_calibrated(&self, calibrated: Calibrated) -> Result<()> {
         let name = &self.recipe.solver;
-        if calibrated || !solver(name)?.needs_stats() {
-            return Ok(());
+        let solver = solver(name)?;
+        match calibrated {
+            Calibrated::Not if solver.needs_stats() => {
+                let way = if solver.needs_hessian() { "" } else { " or --stats FILE" };
+                Err(Error::usage(format!("solver {name} needs calibration"))
+                    .hint(format!("give --calibrate TEXT{way}")))
+            }
+            Calibrated::ByStats if solver.needs_hessian() => {
+                Err(Error::usage(format!("solver {name} needs Hessians, and stats files have none"))
+                    .hint("give --calibrate TEXT instead of --stats, or say --solver weighted"))
+            }
+            _ => Ok(()),
         }
-        Err(Error::usage(format!("solver {name} needs calibration"))
-            .hint("give --calibrate TEXT or --stats FILE"))
     }
 }
 
 impl RecipeArgs {
-    /// Works the recipe out for a model; `calibrated` says whether there will be stats, which decides the solver where
-    /// none is asked for.
+    /// Works the recipe out for a model; `calibrated` decides the solver where none is asked for.
     ///
     /// # Errors
     /// A recipe that cannot be read, does not fit the model, or asks for the impossible.
-    pub fn prepare(&self, model: &Model, calibrated: bool) -> Result<Prepared> {
+    pub fn prepare(&self, model: &Model, calibrated: Calibrated) -> Result<Prepared> {
         let recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
             None => self.made(model, calibrated)?,
@@ -103,9 +141,8 @@ impl RecipeArgs {
     }
 
     /// A recipe from options alone.
-    fn made(&self, model: &Model, calibrated: bool) -> Result<Recipe> {
-        let default = if calibrated { "weighted" } else { "rtn" };
-        let solver_name = self.solver.as_deref().unwrap_or(default);
+    fn made(&self, model: &Model, calibrated: Calibrated) -> Result<Recipe> {
+        let solver_name = self.solver.as_deref().unwrap_or(calibrated.solver());
         solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
         let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
@@ -128,7 +165,10 @@ fn codec_help() -> String {
 
 fn solver_help() -> String {
     let known: Vec<String> = SOLVERS.iter().map(|s| format!("{} ({})", s.name(), s.doc())).collect();
-    format!("How levels are chosen: {} [default: weighted where there are stats]", known.join(", "))
+    format!(
+        "How levels are chosen: {} [default: gptq with --calibrate, weighted with --stats]",
+        known.join(", ")
+    )
 }
 
 fn bits(text: &str) -> std::result::Result<f64, String> {

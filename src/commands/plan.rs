@@ -6,7 +6,7 @@ use clap::Args;
 use moepack_format::Result;
 use serde::Serialize;
 
-use super::options::{OpenArgs, RecipeArgs};
+use super::options::{Calibrated, OpenArgs, RecipeArgs};
 use super::{Command, parse};
 use crate::engine::budget::Budget;
 use crate::engine::sizes::{PartSizes, Sizes};
@@ -72,8 +72,8 @@ struct PartReport {
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     args.output.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
     let model = args.open.open(&args.checkpoint)?;
-    let prepared = args.recipe.prepare(&model, false)?;
-    let budget = Budget::of(&model, &prepared.sizes, session.threads, None, None);
+    let prepared = args.recipe.prepare(&model, Calibrated::Not)?;
+    let budget = Budget::of(&model, &prepared.sizes, session.threads, (None, false), None);
     budget.check(session.memory)?;
     let sizes = &prepared.sizes;
     if let Some(path) = &args.output {

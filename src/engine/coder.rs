@@ -73,6 +73,12 @@ impl Coder<'_> {
         Ok(Needs { input: coded(Part::Gate)? || coded(Part::Up)?, inner: coded(Part::Down)? })
     }
 
+    /// Whether the coding of any of a layer's experts needs Hessians.
+    pub fn needs_hessians(&self, layer: usize, n_experts: usize) -> bool {
+        let needed = |e| self.needs(layer, e).is_ok_and(|n| n.input || n.inner);
+        self.solver.needs_hessian() && (0..n_experts).any(needed)
+    }
+
     /// Codes an expert.
     ///
     /// # Errors
@@ -141,7 +147,10 @@ impl Coder<'_> {
         let held_out = Some(&evidence.held_out).filter(|h| !h.is_empty());
         let hessian = evidence.hessian();
         let measured = |planes: &Planes| loss(self.isa, codec.as_ref(), planes, w, held_out);
-        let solved = self.solver.solve(self.isa, w, codec.as_ref(), Inputs { stats: None, hessian })?;
+        // For codecs that do not work by columns.
+        let stats = hessian.map(|h| ColumnStats { n_tokens: h.n_tokens, second_moment: h.diagonal() });
+        let inputs = Inputs { stats: stats.as_ref(), hessian };
+        let solved = self.solver.solve(self.isa, w, codec.as_ref(), inputs)?;
         let rounded = codec.encode(self.isa, w, None)?;
         let (solved_loss, rounded_loss) = (measured(&solved)?, measured(&rounded)?);
         // Without held-out inputs, or with a loss that is no number, nothing says that the solver did well.
@@ -150,7 +159,7 @@ impl Coder<'_> {
         note.hessian_source = hessian.map(|_| evidence.source);
         let (planes, loss) = if note.fell_back { (rounded, rounded_loss) } else { (solved, solved_loss) };
         if let Some(held_out) = held_out {
-            let output = held_out.reference(self.isa, w);
+            let output = held_out.output_squares(self.isa, w);
             let relative = |loss: &Loss| {
                 Some(if output > 0.0 { loss.output / output } else { 0.0 }).filter(|e| e.is_finite())
             };

@@ -93,23 +93,40 @@ fn starved(rows: &[ExpertRow<'_>]) -> String {
 fn worst(mut rows: Vec<ExpertRow<'_>>) -> String {
     rows.retain(|r| r.heldout_error.is_some());
     rows.sort_by(|a, b| b.heldout_error.unwrap_or(0.0).total_cmp(&a.heldout_error.unwrap_or(0.0)));
-    let mut cells = vec![
-        ["layer", "expert", "projection", "tokens", "Hessian", "error", "rounded", "fallback"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    cells.extend(rows.iter().take(WORST_NAMED).map(ExpertRow::cells));
-    format!("worst over held-out inputs\n{}", table(&cells))
+    rows.truncate(WORST_NAMED);
+    format!("worst over held-out inputs\n{}", expert_table(&rows))
+}
+
+/// Rows for people.
+pub fn expert_table(rows: &[ExpertRow<'_>]) -> String {
+    let head = ["layer", "expert", "projection", "bits", "tokens", "Hessian", "error", "rounded", "fallback"];
+    let head = head.map(str::to_owned).to_vec();
+    table(&std::iter::once(head).chain(rows.iter().map(ExpertRow::cells)).collect::<Vec<_>>())
 }
 
 impl ExpertRow<'_> {
-    /// Layer, expert, projection, tokens, Hessian, held-out errors, fallback, for a table.
+    /// Of a matrix of which only the bits are known.
+    pub fn of_bits(layer: u32, expert: usize, projection: &'static str, bits: f64) -> ExpertRow<'static> {
+        ExpertRow {
+            layer,
+            expert,
+            projection,
+            bits,
+            tokens: None,
+            hessian_source: None,
+            heldout_error: None,
+            heldout_error_rtn: None,
+            fallback: None,
+        }
+    }
+
     fn cells(&self) -> Vec<String> {
         let number = |e: Option<f64>| e.map_or_else(|| "-".to_owned(), |e| format!("{e:.3e}"));
         vec![
             self.layer.to_string(),
             self.expert.to_string(),
             self.projection.to_owned(),
+            format!("{:.4}", self.bits),
             self.tokens.map_or_else(|| "-".to_owned(), |n| n.to_string()),
             self.hessian_source.unwrap_or("-").to_owned(),
             number(self.heldout_error),

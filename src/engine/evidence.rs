@@ -31,7 +31,7 @@ use crate::engine::heldout::HeldOut;
 /// One token in so many is held out,
 const HELD_OUT_EACH: usize = 8;
 /// but no more than this: enough to tell two codings apart.
-const HELD_OUT_MAX: usize = 256;
+pub const HELD_OUT_MAX: usize = 256;
 /// An expert that can hold out fewer of its own is judged by the layer's.
 const HELD_OUT_MIN: usize = 16;
 /// Tokens of the layer's pool for each column. With so many its own error is small beside what shrinkage mends.
@@ -209,7 +209,7 @@ struct Split {
     uses: Vec<Use>,
     /// Tokens that the Hessian sees.
     n_seen: usize,
-    /// Squared relative weights of those held out.
+    /// Relative weights of those held out.
     held_out_weights: Vec<f32>,
     /// What makes the mean square of the routing weights 1.
     factor: f32,
@@ -250,7 +250,7 @@ impl Split {
         }
         let n_seen = uses.iter().filter(|u| **u == Use::Seen).count();
         let held_out = tokens.iter().zip(&uses).filter(|(_, u)| **u == Use::HeldOut);
-        let held_out_weights = held_out.map(|(t, _)| (t.weight * factor).powi(2)).collect();
+        let held_out_weights = held_out.map(|(t, _)| t.weight * factor).collect();
         Split { uses, n_seen, held_out_weights, factor }
     }
 }
@@ -326,7 +326,7 @@ impl Side {
         let held_out = if self.held_out.is_empty() {
             pool_held_out()
         } else {
-            HeldOut::new(Cow::Owned(self.held_out), split.held_out_weights.clone(), self.cols)
+            HeldOut::new(Cow::Owned(self.held_out), split.held_out_weights.clone())
         };
         Ok(Evidence { hessian, source, held_out })
     }

@@ -65,11 +65,13 @@ impl ExpertWork<'_> {
         let calibrating = calibration.zip(weights).map(|(c, w)| c.route(w)).transpose()?;
         let pairing = pair.zip(weights).map(|(p, w)| p.route(w, w)).transpose()?;
         let solver = solver(&self.recipe.solver)?;
-        let with_pool = calibrating.as_ref().filter(|_| solver.needs_hessian() && finished.is_none());
+        let coder = Coder { isa: self.isa, choices: self.choices, solver };
+        let with_pool = calibrating.as_ref().filter(|_| finished.is_none());
+        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.n_experts));
         let hidden = self.model.spec().hidden;
         let turns = Turns {
             work: self,
-            coder: Coder { isa: self.isa, choices: self.choices, solver },
+            coder,
             pool: with_pool.map(|pass| Pool::of(self.isa, pass, hidden, self.inter)).transpose()?,
             stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
             bank: finished.as_ref().map(|_| self.open_bank()).transpose()?,

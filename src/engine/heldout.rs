@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use moepack_format::Result;
-use moepack_quant::gemm::{PackedWeights, Rows};
-use moepack_quant::{Codec, Isa, Matrix, math};
+use moepack_quant::hessian::output_error;
+use moepack_quant::{Codec, Isa, Matrix};
 use moepack_verify::drift::SquareSums;
 
 /// Values decoded at a time: they stay in the cache, and make enough outputs for a fast product.
@@ -15,21 +15,20 @@ const BLOCK_VALUES: usize = 1 << 17;
 pub struct HeldOut<'a> {
     /// `[tokens, cols]`
     x: Cow<'a, [f32]>,
-    /// Squared routing weight of each, `[tokens]`.
+    /// Routing weight of each, `[tokens]`.
     weights: Vec<f32>,
-    cols: usize,
 }
 
 impl<'a> HeldOut<'a> {
-    /// Inputs `[tokens, cols]` with squared routing weights `[tokens]`.
-    pub fn new(x: Cow<'a, [f32]>, weights: Vec<f32>, cols: usize) -> HeldOut<'a> {
-        HeldOut { x, weights, cols }
+    /// Inputs `[tokens, cols]` with routing weights `[tokens]`.
+    pub fn new(x: Cow<'a, [f32]>, weights: Vec<f32>) -> HeldOut<'a> {
+        HeldOut { x, weights }
     }
 
-    /// Inputs that count alike.
+    /// Inputs `[tokens, cols]` that count alike.
     pub fn alike(x: Cow<'a, [f32]>, cols: usize) -> HeldOut<'a> {
         let weights = vec![1.0; x.len() / cols.max(1)];
-        HeldOut { x, weights, cols }
+        HeldOut { x, weights }
     }
 
     /// Whether there are none.
@@ -37,30 +36,18 @@ impl<'a> HeldOut<'a> {
         self.weights.is_empty()
     }
 
-    /// Σ g² ‖W x‖² over the inputs, for rows `w` of a matrix, `[rows, cols]`.
-    fn output_squares(&self, isa: Isa, w: &[f32], buffers: &mut Buffers) -> f64 {
-        let rows = w.len() / self.cols.max(1);
-        buffers.packed.repack(Rows { data: w, stride: self.cols }, rows, self.cols);
-        buffers.out.clear();
-        buffers.out.resize(self.weights.len() * rows, 0.0);
-        buffers.packed.matmul(isa, &self.x, &mut buffers.out); // [tokens, rows]
-        let squares = buffers.out.chunks_exact(rows.max(1)).map(|y| f64::from(math::sum_squares(isa, y)));
-        squares.zip(&self.weights).map(|(square, &g2)| f64::from(g2) * square).sum()
+    /// Σ g² ‖W x‖² over the inputs, for a matrix.
+    pub fn output_squares(&self, isa: Isa, w: Matrix<'_>) -> f64 {
+        let rows = block_rows(w.cols, 1);
+        let block = |data: &[f32]| self.block_squares(isa, data, w.cols);
+        w.data.chunks(rows * w.cols.max(1)).map(block).sum()
     }
 
-    /// Σ g² ‖W x‖² over the inputs, for a whole matrix.
-    pub fn reference(&self, isa: Isa, w: Matrix<'_>) -> f64 {
-        let block = block_rows(w.cols, 1) * w.cols.max(1);
-        let mut buffers = Buffers::default();
-        w.data.chunks(block).map(|rows| self.output_squares(isa, rows, &mut buffers)).sum()
+    /// The same for a few rows, `[rows, cols]`.
+    fn block_squares(&self, isa: Isa, data: &[f32], cols: usize) -> f64 {
+        let w = Matrix { rows: data.len() / cols.max(1), cols, data };
+        output_error(isa, w, &self.x, &self.weights)
     }
-}
-
-/// Kept from block to block.
-#[derive(Default)]
-struct Buffers {
-    packed: PackedWeights,
-    out: Vec<f32>,
 }
 
 /// What coding lost.
@@ -86,14 +73,14 @@ pub fn loss(
     let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
     let rows = block_rows(w.cols, codec.rows_at_once(w.rows));
     let mut decoded = vec![0.0; rows.min(w.rows) * w.cols];
-    let (mut loss, mut buffers) = (Loss::default(), Buffers::default());
+    let mut loss = Loss::default();
     for (i, block) in w.data.chunks(rows * w.cols.max(1)).enumerate() {
         let out = decoded.get_mut(..block.len()).unwrap_or_default();
         codec.decode(isa, &planes, w.rows, w.cols, i * rows, out)?;
         loss.weights.add(&SquareSums::of(isa, block, out));
         if let Some(held_out) = held_out {
             out.iter_mut().zip(block).for_each(|(decoded, w)| *decoded -= w);
-            loss.output += held_out.output_squares(isa, out, &mut buffers);
+            loss.output += held_out.block_squares(isa, out, w.cols);
         }
     }
     Ok(loss)
@@ -115,7 +102,7 @@ mod tests {
         let number = |i: usize| (i * 7919 % 1000) as f32 / 500.0 - 1.0;
         let w: Vec<f32> = (0..rows * cols).map(number).collect();
         let x: Vec<f32> = (0..n * cols).map(|i| number(i * 31 + 7)).collect();
-        let g2 = vec![0.5, 1.0, 0.0, 2.0, 1.5];
+        let g: Vec<f32> = vec![0.5, 1.0, 0.0, 2.0, 1.5];
         let (codec, matrix) = (codec("int3-g64").unwrap(), Matrix { rows, cols, data: &w });
         let planes = codec.encode(Isa::get(), matrix, None).unwrap();
         let slices: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
@@ -125,13 +112,15 @@ mod tests {
             let dot = |t: usize, r: usize| -> f64 {
                 (0..cols).map(|c| w(r * cols + c) * f64::from(x[t * cols + c])).sum()
             };
-            (0..n).map(|t| f64::from(g2[t]) * (0..rows).map(|r| dot(t, r) * dot(t, r)).sum::<f64>()).sum()
+            (0..n)
+                .map(|t| f64::from(g[t]).powi(2) * (0..rows).map(|r| dot(t, r) * dot(t, r)).sum::<f64>())
+                .sum()
         };
-        let held_out = HeldOut::new(Cow::Borrowed(&x), g2.clone(), cols);
+        let held_out = HeldOut::new(Cow::Borrowed(&x), g.clone());
         let near = |a: f64, b: f64| (a - b).abs() < 1e-4 * b;
         let found = loss(Isa::get(), &*codec, &planes, matrix, Some(&held_out)).unwrap();
         assert!(near(found.output, squares(&|i| f64::from(decoded[i]) - f64::from(w[i]))));
-        assert!(near(held_out.reference(Isa::get(), matrix), squares(&|i| f64::from(w[i]))));
+        assert!(near(held_out.output_squares(Isa::get(), matrix), squares(&|i| f64::from(w[i]))));
         let whole = SquareSums::of(Isa::get(), &w, &decoded).relative();
         assert!(near(found.weights.relative(), whole), "{found:?} {whole}");
         for isa in Isa::available() {

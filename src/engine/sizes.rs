@@ -8,8 +8,9 @@ use moepack_format::{Context, Error, Kind, PlaneSpec, Result, TENSOR_ALIGN};
 
 use crate::recipe::{Choice, Choices, MATRICES, matrix_name, moe_layers};
 
-/// Manifest bytes, and those of a file, a layer, and an expert's usage count.
-const MANIFEST_BYTES: [u64; 4] = [4096, 400, 700, 24];
+/// Manifest bytes, and those of a file, a layer, and an expert: its usage count, and for each of three matrices bits, two
+/// errors, source and fallback.
+const MANIFEST_BYTES: [u64; 4] = [4096, 400, 1100, 8 + 3 * 44];
 
 /// Bytes of a whole bundle.
 #[derive(Clone, Debug, Default)]
