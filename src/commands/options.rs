@@ -14,7 +14,7 @@ use moepack_verify::tokens::Windows;
 use crate::engine::allocation::{Ask, Candidates, Limit, recipe_within};
 use crate::engine::prediction::Plan;
 use crate::engine::sensitivity::{self, Sensitivity};
-use crate::engine::sizes::{Calibrated, Sizes};
+use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::warn;
 use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, moe_layers};
 use crate::session::Session;
@@ -99,9 +99,40 @@ pub struct Given<'a> {
 }
 
 impl Given<'_> {
-    fn calibrated(&self) -> Option<Calibrated> {
-        let text = self.text.map(|w| Calibrated { n_tokens: w.tokens.len() as u64, counts: true });
-        text.or(self.stats_tokens.map(|n_tokens| Calibrated { n_tokens, counts: false }))
+    fn size(&self) -> Option<CalibrationSize> {
+        let text = self.text.map(|w| CalibrationSize { n_tokens: w.tokens.len() as u64, by_text: true });
+        text.or(self.stats_tokens.map(|n_tokens| CalibrationSize { n_tokens, by_text: false }))
+    }
+}
+
+/// What a solver will have to work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calibrated {
+    /// Nothing.
+    Not,
+    /// The mean squares of a stats file.
+    ByStats,
+    /// A text, and so Hessians.
+    ByText,
+}
+
+impl Calibrated {
+    /// What these options give.
+    pub fn by(text: bool, stats: bool) -> Calibrated {
+        match (text, stats) {
+            (true, _) => Calibrated::ByText,
+            (false, true) => Calibrated::ByStats,
+            (false, false) => Calibrated::Not,
+        }
+    }
+
+    /// The solver where none is asked for: the one that makes most of it.
+    fn solver(self) -> &'static str {
+        match self {
+            Calibrated::Not => "rtn",
+            Calibrated::ByStats => "weighted",
+            Calibrated::ByText => "gptq",
+        }
     }
 }
 
@@ -118,17 +149,25 @@ impl Prepared {
         Plan { model, choices, sizes, sensitivity, calibration, evaluation, started }
     }
 
-    /// Refuses a solver that has no stats to work with.
+    /// Refuses a solver that does not have what it works with.
     ///
     /// # Errors
     /// Kind `Usage`.
-    pub fn check_stats(&self, calibrated: bool) -> Result<()> {
+    pub fn check_calibrated(&self, calibrated: Calibrated) -> Result<()> {
         let name = &self.recipe.solver;
-        if calibrated || !solver(name)?.needs_stats() {
-            return Ok(());
+        let solver = solver(name)?;
+        match calibrated {
+            Calibrated::Not if solver.needs_stats() => {
+                let way = if solver.needs_hessian() { "" } else { " or --stats FILE" };
+                Err(Error::usage(format!("solver {name} needs calibration"))
+                    .hint(format!("give --calibrate TEXT{way}")))
+            }
+            Calibrated::ByStats if solver.needs_hessian() => {
+                Err(Error::usage(format!("solver {name} needs Hessians, and stats files have none"))
+                    .hint("give --calibrate TEXT instead of --stats, or say --solver weighted"))
+            }
+            _ => Ok(()),
         }
-        Err(Error::usage(format!("solver {name} needs calibration"))
-            .hint("give --calibrate TEXT or --stats FILE"))
     }
 }
 
@@ -153,7 +192,7 @@ impl RecipeArgs {
         };
         recipe.validate()?;
         let choices = Choices::new(&recipe, &moe_layers(model.spec()))?;
-        let sizes = Sizes::of(model, &recipe, &choices, given.calibrated())?;
+        let sizes = Sizes::of(model, &recipe, &choices, given.size())?;
         Ok(Prepared { recipe, choices, sizes, sensitivity })
     }
 
@@ -165,8 +204,7 @@ impl RecipeArgs {
         given: &Given<'_>,
         sensitivity: Option<&Sensitivity>,
     ) -> Result<Recipe> {
-        let calibrated = given.calibrated();
-        let default = if calibrated.is_some() { "weighted" } else { "rtn" };
+        let default = Calibrated::by(given.text.is_some(), given.stats_tokens.is_some()).solver();
         let solver_name = self.solver.as_deref().unwrap_or(default);
         solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
@@ -178,7 +216,7 @@ impl RecipeArgs {
             return Ok(Recipe::uniform(codec, solver_name, align));
         };
         let (candidates, per_expert) = (self.candidates()?, self.per_expert);
-        let solver = solver_name;
+        let (solver, calibrated) = (solver_name, given.size());
         recipe_within(model, &Ask { limit, candidates, solver, align, sensitivity, per_expert, calibrated })
     }
 
@@ -209,7 +247,10 @@ fn codec_help() -> String {
 
 fn solver_help() -> String {
     let known: Vec<String> = SOLVERS.iter().map(|s| format!("{} ({})", s.name(), s.doc())).collect();
-    format!("How levels are chosen: {} [default: weighted where there are stats]", known.join(", "))
+    format!(
+        "How levels are chosen: {} [default: gptq with --calibrate, weighted with --stats]",
+        known.join(", ")
+    )
 }
 
 fn bits(text: &str) -> std::result::Result<f64, String> {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use moepack_format::Result;
+use moepack_quant::solve::solver;
 use serde::Serialize;
 
 use super::options::{Given, OpenArgs, RecipeArgs};
@@ -91,8 +92,11 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
     let given = Given { text: calibration.as_ref(), stats_tokens: None, measure: true };
     let prepared = args.recipe.prepare(session, &model, given)?;
-    let budget =
-        |threads| Budget::of(&model, &prepared.sizes, threads, calibration.as_ref(), evaluation.as_ref());
+    let hessians = solver(&prepared.recipe.solver)?.needs_hessian();
+    let budget = |threads| {
+        let calibration = (calibration.as_ref(), hessians);
+        Budget::of(&model, &prepared.sizes, threads, calibration, evaluation.as_ref())
+    };
     let (session, budget) = within_memory(session, budget)?;
     let (calibration, evaluation) = (calibration.as_ref(), evaluation.as_ref());
     let prediction = predict(&session, prepared.plan(&model, calibration, evaluation, started), &budget)?;

@@ -7,13 +7,15 @@ use clap::Args;
 use moepack_convert::{Model, ModelSpec};
 use moepack_format::manifest::{Manifest, PartCodecs};
 use moepack_format::{Error, Result};
+use moepack_quant::solve::solver;
 use moepack_verify::report::DriftReport;
 use serde::Serialize;
 
-use super::options::{Given, OpenArgs, RecipeArgs};
+use super::options::{Calibrated, Given, OpenArgs, RecipeArgs};
 use super::{Command, parse};
 use crate::commands::verify::{GateArgs, drift_report, refuse_findings};
 use crate::engine::budget::{Budget, within_memory};
+use crate::engine::coverage::{ExpertRow, coverage, expert_rows};
 use crate::engine::prediction::{Prediction, predict};
 use crate::engine::quantize::{Job, Outcome, quantize};
 use crate::engine::stats::{StatsFile, config_sha256};
@@ -48,7 +50,7 @@ struct Arguments {
     output: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Text to calibrate on: the squared inputs of each expert weigh its errors
+    /// Text to calibrate on: what goes into each expert decides which errors matter
     #[arg(long, value_name = "TEXT", conflicts_with = "stats")]
     calibrate: Option<PathBuf>,
     /// Stats of an earlier `calibrate`
@@ -86,6 +88,7 @@ struct Report<'a> {
     bpw_total: f64,
     predicted: Prediction,
     layers: &'a [moepack_format::manifest::LayerEntry],
+    experts: Vec<ExpertRow<'a>>,
     drift: Option<&'a DriftReport>,
 }
 
@@ -105,7 +108,6 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
             .in_file(&args.checkpoint)
             .hint("quantize its checkpoint"));
     }
-    let calibrated = args.calibrate.is_some() || args.stats.is_some();
     let stats =
         args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
     let windows =
@@ -114,9 +116,12 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let stats_tokens = stats.as_ref().map(|s| s.about().n_tokens);
     let given = Given { text: calibration.as_ref(), stats_tokens, measure: false };
     let prepared = args.recipe.prepare(session, &model, given)?;
-    prepared.check_stats(calibrated)?;
-    let budget =
-        |threads| Budget::of(&model, &prepared.sizes, threads, calibration.as_ref(), evaluation.as_ref());
+    prepared.check_calibrated(Calibrated::by(args.calibrate.is_some(), args.stats.is_some()))?;
+    let hessians = solver(&prepared.recipe.solver)?.needs_hessian();
+    let budget = |threads| {
+        let calibration = (calibration.as_ref(), hessians);
+        Budget::of(&model, &prepared.sizes, threads, calibration, evaluation.as_ref())
+    };
     let (session, budget) = within_memory(session, budget)?;
     budget.check_space(&args.output)?;
     let plan = prepared.plan(&model, calibration.as_ref(), evaluation.as_ref(), started);
@@ -171,11 +176,13 @@ fn finish(
             bpw_total: totals.bpw_total,
             predicted,
             layers: &manifest.layers,
+            experts: expert_rows(&manifest.layers),
             drift: drift.as_ref(),
         })?;
     } else {
         print(&text(manifest, model.spec(), &bundle, seconds))?;
         print(&against(&predicted, manifest, seconds, drift.as_ref()))?;
+        print(&coverage(&manifest.layers))?;
         drift.as_ref().map(|d| print(&format!("\n{}", d.to_text()))).transpose()?;
     }
     let refused = drift.as_ref().map(|d| refuse_findings(d, &args.output)).transpose();

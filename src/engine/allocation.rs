@@ -10,7 +10,7 @@ use moepack_convert::spec::Part;
 use moepack_format::{Error, Result};
 
 use crate::engine::sensitivity::Sensitivity;
-use crate::engine::sizes::{Calibrated, Sizes};
+use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::say;
 use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA, matrix_name, matrix_pattern, moe_layers};
 
@@ -52,7 +52,7 @@ pub struct Ask<'a> {
     /// Whether each expert gets bits of its own.
     pub per_expert: bool,
     /// What calibration will add to the manifest.
-    pub calibrated: Option<Calibrated>,
+    pub calibrated: Option<CalibrationSize>,
 }
 
 impl Ask<'_> {

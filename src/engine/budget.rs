@@ -9,6 +9,7 @@ use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
 use rustix::fs::StatVfsMountFlags;
 
+use crate::engine::evidence::HELD_OUT_MAX;
 use crate::engine::sizes::Sizes;
 use crate::output::say;
 use crate::session::Session;
@@ -53,12 +54,12 @@ pub fn within_memory(session: &Session, budget: impl Fn(usize) -> Budget) -> Res
 }
 
 impl Budget {
-    /// Of quantizing with these texts on the way.
+    /// Of quantizing with these texts on the way; `hessians` says whether the solver has them made of the first.
     pub fn of(
         model: &Model,
         sizes: &Sizes,
         threads: usize,
-        calibration: Option<&Windows>,
+        (calibration, hessians): (Option<&Windows>, bool),
         evaluation: Option<&Windows>,
     ) -> Budget {
         let (spec, threads) = (model.spec(), threads as u64);
@@ -72,6 +73,9 @@ impl Budget {
             let n_tokens = windows.tokens.len() as u64;
             streams += stream_bytes(spec, n_streams * n_tokens);
             layers += threads * output_bytes(spec, n_runs * n_tokens);
+        }
+        if hessians && calibration.is_some() {
+            layers += hessian_bytes(spec, threads);
         }
         if let Some(ctx) = [calibration, evaluation].into_iter().flatten().map(Windows::ctx).max() {
             layers += layer_bytes_max(model) + threads * (3 * expert_bytes(spec) + window_bytes(spec, ctx));
@@ -179,6 +183,19 @@ fn output_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
         |(_, moe): (usize, &moepack_convert::spec::Moe)| moe.n_experts_used as f64 / moe.n_experts as f64;
     let share = spec.moe_layers().map(share).fold(0.0, f64::max);
     ((n_tokens * 4 * spec.hidden as u64 * (1 + AHEAD)) as f64 * share) as u64
+}
+
+/// Hessians of the largest layer: the pool's, and in each thread those of an expert, the factor of one of them, the
+/// errors that are fed forward, and the inputs that are held out.
+fn hessian_bytes(spec: &ModelSpec, threads: u64) -> u64 {
+    let hidden = spec.hidden as u64;
+    let square = |n: u64| 4 * n * n;
+    let held_out = |inter: u64| 4 * HELD_OUT_MAX as u64 * (hidden + inter);
+    let thread = |inter: u64| {
+        square(hidden) + square(inter) + square(hidden.max(inter)) + 2 * 4 * hidden * inter + held_out(inter)
+    };
+    let largest = spec.moe_layers().map(|(_, moe)| thread(moe.inter as u64)).max().unwrap_or(0);
+    square(hidden) + held_out(0) + threads * largest
 }
 
 /// Queries, keys, values and outputs of one window of `ctx` tokens.

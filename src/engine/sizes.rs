@@ -12,7 +12,7 @@ use crate::recipe::{Choice, Choices, MATRICES, Recipe, matrix_name, moe_layers};
 
 mod manifest;
 
-pub use manifest::Calibrated;
+pub use manifest::CalibrationSize;
 
 /// Bytes of a whole bundle.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +81,7 @@ impl Sizes {
         model: &Model,
         recipe: &Recipe,
         choices: &Choices,
-        calibrated: Option<Calibrated>,
+        calibrated: Option<CalibrationSize>,
     ) -> Result<Sizes> {
         let side = model.side_files(&mut Vec::new())?;
         let align = recipe.align;

@@ -6,27 +6,32 @@
 use std::collections::BTreeMap;
 
 use moepack_convert::Model;
+use moepack_format::Result;
 use moepack_format::bank::{BankSummary, bank_name};
-use moepack_format::manifest::{FileEntry, LayerEntry};
+use moepack_format::manifest::{FileEntry, LayerEntry, PartCodecs, PerExpert, ProjectionEntry};
 use moepack_format::trunk::{FileSummary, trunk_name};
-use moepack_format::{Error, Result};
+use moepack_quant::solve::solver;
 use serde_json::{Value, json};
 
 use super::{LayerSizes, Sizes};
-use crate::engine::writer::{LayerNote, Pieces, folded, manifest};
-use crate::recipe::{Choices, Recipe};
+use crate::engine::writer::{LayerNote, Pieces, manifest};
+use crate::recipe::{Choices, MATRICES, Recipe};
 
 /// What calibration adds to a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Calibrated {
+pub struct CalibrationSize {
     /// Tokens of the calibration text.
     pub n_tokens: u64,
-    /// Whether they run through the model now, so that each expert's count is kept.
-    pub counts: bool,
+    /// Whether they run through the model now, so that counts and held-out errors of each expert are kept.
+    pub by_text: bool,
 }
 
 /// No relative error is written with more characters.
 const WIDEST_ERROR: f64 = 0.000_123_456_789_012_345_67;
+
+/// Four digits, of bits below ten and of errors between a hundred-thousandth and one.
+const WIDEST_BITS: f64 = 1.234;
+const WIDEST_HELDOUT_ERROR: f64 = 0.000_123_4;
 
 /// Bytes of the manifest, at most.
 ///
@@ -37,7 +42,7 @@ pub fn manifest_bytes(
     recipe: &Recipe,
     choices: &Choices,
     sizes: &Sizes,
-    calibrated: Option<Calibrated>,
+    calibrated: Option<CalibrationSize>,
 ) -> Result<u64> {
     let hash = || "0".repeat(64);
     let entry = |(path, bytes): (&str, u64)| FileEntry { path: path.to_owned(), bytes, sha256: hash() };
@@ -48,7 +53,9 @@ pub fn manifest_bytes(
         payload_bytes: 0,
         padding_bytes: 0,
     });
-    let layers = sizes.layers.iter().map(|l| layer_note(model, choices, sizes, l, calibrated));
+    let with_hessians = calibrated.is_some_and(|c| c.by_text) && solver(&recipe.solver)?.needs_hessian();
+    let layers =
+        sizes.layers.iter().map(|l| layer_note(model, choices, sizes, l, (calibrated, with_hessians)));
     let calibration =
         calibrated.map_or(Value::Null, |c| json!({ "tokens": c.n_tokens, "tokens_sha256": hash() }));
     let pieces = Pieces {
@@ -59,11 +66,7 @@ pub fn manifest_bytes(
         recipe: json!({ "recipe": recipe, "calibration": calibration }),
         align: recipe.align,
     };
-    let mut manifest = manifest(model, pieces);
-    manifest.sha256 = hash();
-    let text = serde_json::to_string_pretty(&manifest);
-    let text = text.map_err(|e| Error::bad_data(format!("cannot write JSON: {e}")))?;
-    Ok(text.len() as u64 + 1)
+    Ok(manifest(model, pieces).to_text()?.len() as u64)
 }
 
 fn layer_note(
@@ -71,7 +74,7 @@ fn layer_note(
     choices: &Choices,
     sizes: &Sizes,
     layer: &LayerSizes,
-    calibrated: Option<Calibrated>,
+    (calibrated, with_hessians): (Option<CalibrationSize>, bool),
 ) -> Result<LayerNote> {
     let id = u32::try_from(layer.layer).unwrap_or(u32::MAX);
     let n_experts = u32::try_from(layer.n_experts).unwrap_or(u32::MAX);
@@ -83,7 +86,7 @@ fn layer_note(
         }
     }
     let bytes = layer.bank_bytes(sizes.align);
-    let usage = calibrated.filter(|c| c.counts).map(|c| vec![c.n_tokens; layer.n_experts]);
+    let usage = calibrated.filter(|c| c.by_text).map(|c| vec![c.n_tokens; layer.n_experts]);
     let summary = BankSummary {
         file: bank.clone(),
         bytes,
@@ -103,8 +106,35 @@ fn layer_note(
         payload_bytes: layer.payload_bytes,
         padding_bytes: bytes - layer.payload_bytes,
         usage,
-        codecs: codecs.into_iter().map(|(part, each)| (part, folded(each))).collect(),
+        codecs: codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect(),
         error: Some(WIDEST_ERROR),
+        experts: MATRICES
+            .iter()
+            .map(|part| (part.name().to_owned(), projection(layer.n_experts, with_hessians)))
+            .collect(),
     };
     Ok(LayerNote { summary, entry })
+}
+
+/// How a projection was coded, with the widest of what the writer may say of each expert.
+fn projection(n_experts: usize, with_hessians: bool) -> ProjectionEntry {
+    let bits = PerExpert::Each(vec![WIDEST_BITS; n_experts]);
+    if !with_hessians {
+        return ProjectionEntry {
+            bits,
+            hessian_source: PerExpert::default(),
+            heldout_error: PerExpert::default(),
+            heldout_error_rtn: PerExpert::default(),
+            fallback: PerExpert::default(),
+        };
+    }
+    let error = || PerExpert::Each(vec![Some(WIDEST_HELDOUT_ERROR); n_experts]);
+    let word = |word: &str| PerExpert::Each(vec![Some(word.to_owned()); n_experts]);
+    ProjectionEntry {
+        bits,
+        hessian_source: word("shrunk"),
+        heldout_error: error(),
+        heldout_error_rtn: error(),
+        fallback: word("rtn"),
+    }
 }
