@@ -79,8 +79,8 @@ pub struct Rule {
     /// What a plan expects these matrices to take; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// What allocation expects these matrices to lose: relative squared error × sensitivity (in nats of KLD where that
-    /// was measured, else the number of weights); not read.
+    /// What allocation expects these matrices to lose: relative squared error × weights, each counted by how sensitive
+    /// the model is where that was measured; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_loss: Option<f64>,
 }

@@ -94,8 +94,6 @@ pub struct Given<'a> {
     pub text: Option<&'a Windows>,
     /// Tokens that stats of an earlier run were made from.
     pub stats_tokens: Option<u64>,
-    /// Whether sensitivities are wanted even where no budget is to be shared out.
-    pub measure: bool,
 }
 
 impl Given<'_> {
@@ -146,7 +144,16 @@ impl Prepared {
         started: Instant,
     ) -> Plan<'a> {
         let (choices, sizes, sensitivity) = (&self.choices, &self.sizes, self.sensitivity.as_ref());
-        Plan { model, choices, sizes, sensitivity, calibration, evaluation, started }
+        Plan {
+            model,
+            solver: &self.recipe.solver,
+            choices,
+            sizes,
+            sensitivity,
+            calibration,
+            evaluation,
+            started,
+        }
     }
 
     /// Refuses a solver that does not have what it works with.
@@ -183,9 +190,8 @@ impl RecipeArgs {
             return Err(Error::usage("--per-expert shares out a budget by what a calibration text shows")
                 .hint("give --bits or --target-size, and --calibrate TEXT"));
         }
-        let text = given.text.filter(|_| limit.is_some() || given.measure);
         let measured = |text| session.in_pool(|| sensitivity::measure(session, model, text));
-        let sensitivity = text.map(measured).transpose()?;
+        let sensitivity = given.text.map(measured).transpose()?;
         let recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
             None => self.made(model, limit, &given, sensitivity.as_ref())?,

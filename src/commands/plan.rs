@@ -90,7 +90,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let windows =
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
-    let given = Given { text: calibration.as_ref(), stats_tokens: None, measure: true };
+    let given = Given { text: calibration.as_ref(), stats_tokens: None };
     let prepared = args.recipe.prepare(session, &model, given)?;
     let hessians = solver(&prepared.recipe.solver)?.needs_hessian();
     let budget = |threads| {

@@ -114,7 +114,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
     let stats_tokens = stats.as_ref().map(|s| s.about().n_tokens);
-    let given = Given { text: calibration.as_ref(), stats_tokens, measure: false };
+    let given = Given { text: calibration.as_ref(), stats_tokens };
     let prepared = args.recipe.prepare(session, &model, given)?;
     prepared.check_calibrated(Calibrated::by(args.calibrate.is_some(), args.stats.is_some()))?;
     let hessians = solver(&prepared.recipe.solver)?.needs_hessian();

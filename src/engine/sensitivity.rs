@@ -109,6 +109,13 @@ pub fn measure(session: &Session, model: &Model, text: &Windows) -> Result<Sensi
     Ok(Sensitivity { layers: bands.spread(&klds, shares) })
 }
 
+/// Bytes of all streams and their sums, for the largest sample.
+pub fn stream_bytes(model: &Model) -> u64 {
+    let bands = Bands::new(model);
+    let n_streams = 1 + 3 * bands.bands.len();
+    (n_streams * bands.tokens_max(model) * 8 * model.spec().hidden) as u64
+}
+
 /// Layers with experts, cut into bands. Between the first and the last layer of a band there may be dense ones.
 struct Bands {
     /// MoE layers of each band.
