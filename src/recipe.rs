@@ -143,12 +143,13 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Bytes that fill up a bundle of `bundle_bytes` to what was asked for: none where more than a record's step lacks,
+    /// Bytes that fill up a bundle of `bundle_bytes` to what was asked for: none where more lacks than a record's step and what
+    /// the manifest was estimated too long,
     /// or so little that nobody minds.
     pub fn fill_bytes(&self, bundle_bytes: u64) -> u64 {
         let Some(target) = self.target_bytes else { return 0 };
         let lacking = target.saturating_sub(bundle_bytes);
-        if lacking < self.align { lacking.saturating_sub(target / FILLED_TO) } else { 0 }
+        if lacking < 2 * self.align { lacking.saturating_sub(target / FILLED_TO) } else { 0 }
     }
 
     /// Checks what does not depend on a model: solver, alignment, codec names, patterns.

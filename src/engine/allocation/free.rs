@@ -138,8 +138,8 @@ impl<'a> Planner<'a> {
             let rest = total - sizes.record_bytes() - sizes.fill_bytes;
             let next = (target.saturating_sub(rest) / align).max(least);
             // One that does not fit has no larger next.
-            let next = if fits { next } else { next.min(units - 1) };
-            if next == units || best.as_ref().is_some_and(|(n, _)| next <= *n) {
+            let next = if fits { next } else { next.min(units.saturating_sub(1)) };
+            if next == units || next < least || best.as_ref().is_some_and(|(n, _)| next <= *n) {
                 break;
             }
             units = next;
