@@ -15,7 +15,9 @@ use crate::output::say;
 use crate::session::Session;
 use crate::size::human;
 
-/// Program, tokenizer and buffers of fixed size.
+/// Program and buffers of fixed size.
+const PROGRAM_BYTES: u64 = 17 << 20;
+/// The same with a tokenizer.
 const BASE_BYTES: u64 = 48 << 20;
 /// Headers and catalog, for each tensor.
 const BYTES_A_TENSOR: u64 = 400;
@@ -82,7 +84,9 @@ impl Budget {
             layers += layer_bytes_max(model) + threads * (3 * expert_bytes(spec) + window_bytes(spec, ctx));
             head = if evaluation.is_some() { head_bytes(model) + 2 * threads * logit_bytes(spec) } else { 0 };
         }
-        let bytes = BASE_BYTES + header_bytes(model) + streams + layers.max(head);
+        let has_text = calibration.is_some() || evaluation.is_some();
+        let base = if has_text { BASE_BYTES } else { PROGRAM_BYTES };
+        let bytes = base + header_bytes(model) + streams + layers.max(head);
         Budget { bytes, bundle_bytes: sizes.bundle_bytes() }
     }
 
