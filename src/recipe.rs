@@ -14,8 +14,9 @@
 //! codec = "int6-g64"
 //! ```
 //!
-//! Rules are read in order and the last one that matches a matrix wins. `*` stands for any characters except a dot.
-//! A rule that matches nothing is an error, and so is a matrix that no rule matches.
+//! Rules are read in order and the last one that matches a matrix wins. `*` stands for any characters except a dot, and
+//! `4-17` for the numbers from 4 to 17. A rule that matches nothing is an error, and so is a matrix that no rule matches.
+//! `bits` says the rate of a codec that has no fixed one, all planes counted: `codec = "tcq256"`, `bits = 3.06`.
 
 use std::path::Path;
 
@@ -33,8 +34,14 @@ pub const NATIVE: &str = "native";
 /// Version of the text.
 pub const SCHEMA: u32 = 1;
 
+/// A bundle is filled up until no more than one part in so many lacks.
+const FILLED_TO: u64 = 2000;
+
 /// Bytes of a recipe file: a rule for each matrix of the largest models takes less.
 const RECIPE_BYTES_MAX: u64 = 64 << 20;
+
+/// Bits per weight that may be asked of a codec whose rate is free.
+pub const BITS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
 
 pub use moepack_format::ALIGN_DEFAULT;
 
@@ -49,6 +56,10 @@ pub struct Recipe {
     /// Alignment of records in bytes, a power of two of at least 4096.
     #[serde(default = "align_default")]
     pub align: u64,
+    /// Bytes of the bundle that allocation was asked for. What records, which grow by `align` at a time, leave of it is
+    /// filled up in the manifest to within a twentieth of a percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<u64>,
     /// Rules in order; the last that matches wins.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
@@ -62,10 +73,14 @@ pub struct Rule {
     pub tensor: String,
     /// Codec, or `native`.
     pub codec: String,
+    /// Bits per weight, for codecs whose rate can be chosen; they write at most so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<f64>,
     /// What a plan expects these matrices to take; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// What allocation expects these matrices to lose: relative squared error × weights; not read.
+    /// What allocation expects these matrices to lose: relative squared error × weights, each counted by how sensitive
+    /// the model is where that was measured; not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_loss: Option<f64>,
 }
@@ -99,10 +114,11 @@ impl Recipe {
         let rule = Rule {
             tensor: "layers.*.experts.*.*".into(),
             codec: codec.into(),
+            bits: None,
             bytes: None,
             expected_loss: None,
         };
-        Recipe { schema: SCHEMA, solver: solver.into(), align, rules: vec![rule] }
+        Recipe { schema: SCHEMA, solver: solver.into(), align, target_bytes: None, rules: vec![rule] }
     }
 
     /// Reads a recipe file.
@@ -127,6 +143,15 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Bytes that fill up a bundle of `bundle_bytes` to what was asked for: none where more lacks than a record's step and what
+    /// the manifest was estimated too long,
+    /// or so little that nobody minds.
+    pub fn fill_bytes(&self, bundle_bytes: u64) -> u64 {
+        let Some(target) = self.target_bytes else { return 0 };
+        let lacking = target.saturating_sub(bundle_bytes);
+        if lacking < 2 * self.align { lacking.saturating_sub(target / FILLED_TO) } else { 0 }
+    }
+
     /// Checks what does not depend on a model: solver, alignment, codec names, patterns.
     ///
     /// # Errors
@@ -135,7 +160,7 @@ impl Recipe {
         moepack_quant::solve::solver(&self.solver).map_err(as_plan)?;
         check_align(self.align).map_err(as_plan)?;
         for rule in &self.rules {
-            choice(&rule.codec).map_err(|e| as_plan(e).in_tensor(rule.tensor.clone()))?;
+            choice(rule).map_err(|e| as_plan(e).in_tensor(rule.tensor.clone()))?;
         }
         Ok(())
     }
@@ -153,8 +178,34 @@ fn as_plan(e: Error) -> Error {
     Error::plan(e.what())
 }
 
-fn choice(name: &str) -> Result<Choice> {
-    if name == NATIVE { Ok(Choice::Native) } else { codec(name).map(Choice::Codec) }
+fn choice(rule: &Rule) -> Result<Choice> {
+    match (rule.codec.as_str(), rule.bits) {
+        (NATIVE, None) => Ok(Choice::Native),
+        (NATIVE, Some(_)) => Err(fixed_rate(NATIVE)),
+        (name, None) => codec(name).map(Choice::Codec),
+        (name, Some(bits)) => at_rate(name, bits).map(Choice::Codec),
+    }
+}
+
+/// The codec of that name at `bits` a weight.
+///
+/// # Errors
+/// An unknown codec; one whose rate is fixed; bits that no codec has (kind `Plan`).
+pub fn at_rate(name: &str, bits: f64) -> Result<CodecRef> {
+    let known = codec(name)?;
+    if !BITS.contains(&bits) {
+        return Err(Error::plan(format!(
+            "{bits} bits for {name}, expected {} to {}",
+            BITS.start(),
+            BITS.end()
+        )));
+    }
+    known.at_rate(bits).ok_or_else(|| fixed_rate(name))
+}
+
+fn fixed_rate(name: &str) -> Error {
+    Error::plan(format!("codec {name} has a fixed rate, no bits can be asked of it"))
+        .hint("leave the bits away, or choose a codec whose rate is free, such as tcq256")
 }
 
 /// The matrices of an expert that a recipe speaks of, in record order.
@@ -186,7 +237,7 @@ pub struct Choices {
 struct LayerChoices {
     layer: usize,
     /// `[n_experts][MATRICES]`, indices into the table.
-    experts: Vec<[u16; 3]>,
+    experts: Vec<[u32; 3]>,
 }
 
 impl Choices {
@@ -195,13 +246,17 @@ impl Choices {
     /// # Errors
     /// A rule that matches nothing, a matrix that no rule matches (kind `Plan`).
     pub fn new(recipe: &Recipe, moe_layers: &[(usize, usize)]) -> Result<Choices> {
-        let table = recipe.rules.iter().map(|r| choice(&r.codec)).collect::<Result<Vec<_>>>()?;
+        let table = recipe.rules.iter().map(choice).collect::<Result<Vec<_>>>()?;
         let patterns: Vec<Vec<&str>> = recipe.rules.iter().map(|r| r.tensor.split('.').collect()).collect();
         let mut used = vec![false; patterns.len()];
         let mut layers = Vec::new();
         for &(layer, n_experts) in moe_layers {
+            // A recipe with a rule for each expert is long, and only a layer's own rules are tried on its experts.
+            let name = matrix_name(layer, 0, Part::Gate);
+            let own = (0..patterns.len()).filter(|&i| patterns.get(i).is_some_and(|p| same_layer(p, &name)));
+            let own: Vec<usize> = own.collect();
             let experts = (0..n_experts)
-                .map(|expert| choose(&patterns, &mut used, layer, expert))
+                .map(|expert| choose(&patterns, &own, &mut used, layer, expert))
                 .collect::<Result<_>>()?;
             layers.push(LayerChoices { layer, experts });
         }
@@ -229,28 +284,37 @@ impl Choices {
         let layer_choices = self.layers.iter().find(|l| l.layer == layer);
         layer_choices
             .and_then(|l| l.experts.get(expert)?.get(at?))
-            .and_then(|&i| self.table.get(usize::from(i)))
+            .and_then(|&i| self.table.get(i as usize))
             .ok_or_else(|| {
                 Error::plan(format!("the recipe has nothing for {}", matrix_name(layer, expert, part)))
             })
     }
 }
 
-fn choose(patterns: &[Vec<&str>], used: &mut [bool], layer: usize, expert: usize) -> Result<[u16; 3]> {
+fn choose(
+    patterns: &[Vec<&str>],
+    own: &[usize],
+    used: &mut [bool],
+    layer: usize,
+    expert: usize,
+) -> Result<[u32; 3]> {
     let mut chosen = [0; 3];
     for (slot, part) in chosen.iter_mut().zip(MATRICES) {
         let name = matrix_name(layer, expert, part);
         let mut last = None;
-        for (i, pattern) in patterns.iter().enumerate() {
-            if matches(pattern, &name) {
-                used[i] = true;
-                last = u16::try_from(i).ok();
-            }
+        for &i in own.iter().filter(|&&i| patterns.get(i).is_some_and(|p| matches(p, &name))) {
+            used[i] = true;
+            last = u32::try_from(i).ok();
         }
         let none = || Error::plan("no rule of the recipe matches this matrix").in_tensor(&name);
         *slot = last.ok_or_else(none)?;
     }
     Ok(chosen)
+}
+
+/// Whether a pattern may match matrices of the layer that `name` is of.
+fn same_layer(pattern: &[&str], name: &str) -> bool {
+    pattern.iter().zip(name.split('.')).take(2).all(|(p, s)| segment_matches(p, s))
 }
 
 fn matches(pattern: &[&str], name: &str) -> bool {
@@ -259,8 +323,18 @@ fn matches(pattern: &[&str], name: &str) -> bool {
         && segments.next().is_none()
 }
 
-/// Whether `text` is `pattern` with each `*` standing for any characters.
+/// Whether `text` is a number within the range that `pattern` is, such as `4-17`.
+fn in_range(pattern: &str, text: &str) -> Option<bool> {
+    let (first, last) = pattern.split_once('-')?;
+    let range = first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?;
+    Some(text.parse().is_ok_and(|n| range.contains(&n)))
+}
+
+/// Whether `text` is `pattern` with each `*` standing for any characters, or lies in the range that it is.
 fn segment_matches(pattern: &str, text: &str) -> bool {
+    if let Some(within) = in_range(pattern, text) {
+        return within;
+    }
     let mut pieces = pattern.split('*');
     let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let pieces: Vec<&str> = pieces.collect();
@@ -319,9 +393,13 @@ codec = "native"
 
     #[test]
     fn nonsense_is_refused() {
-        for (from, to) in
-            [("rtn", "magic"), ("int4-g64", "int40"), ("schema = 1", "schema = 2"), ("schema", "skema")]
-        {
+        for (from, to) in [
+            ("rtn", "magic"),
+            ("int4-g64", "int40"),
+            ("\"int4-g64\"", "\"int4-g64\"\nbits = 3.0"),
+            ("schema = 1", "schema = 2"),
+            ("schema", "skema"),
+        ] {
             assert_eq!(
                 Recipe::parse(&TWO_RULES.replacen(from, to, 1)).unwrap_err().kind().exit_code(),
                 78,
@@ -347,6 +425,10 @@ codec = "native"
             ("a*b*c", "abc", true),
             ("a*b*c", "acb", false),
             ("x", "xy", false),
+            ("4-17", "4", true),
+            ("4-17", "17", true),
+            ("4-17", "18", false),
+            ("4-17", "4-17", false),
         ] {
             assert_eq!(segment_matches(pattern, text), expected, "{pattern} {text}");
         }

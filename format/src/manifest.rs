@@ -19,10 +19,11 @@ mod entries;
 mod text;
 
 pub use entries::{
-    FileEntry, FormatVersion, LayerEntry, LeftOut, PartCodecs, Provenance, Tool, Totals, TrunkEntry,
+    FileEntry, FormatVersion, LayerEntry, LeftOut, PartCodecs, PerExpert, ProjectionEntry, Provenance, Tool,
+    Totals, TrunkEntry, four_digits,
 };
 pub(crate) use text::check_hash;
-use text::{check_version, fill_hash, json_error};
+use text::{check_version, fill_hash, json_error, to_json};
 
 /// Name of the manifest in a bundle.
 pub const MANIFEST: &str = "manifest.json";
@@ -112,10 +113,9 @@ impl Manifest {
     pub fn to_text(&self) -> Result<String> {
         let blank = Manifest { sha256: "0".repeat(64), ..self.clone() };
         blank.check()?;
-        let json = serde_json::to_string_pretty(&blank);
-        let mut text = json.map_err(|e| Error::bad_data(format!("cannot write JSON: {e}")))?;
-        text.push('\n');
-        let out = fill_hash(text.as_bytes())?;
+        let mut text = to_json(&blank)?;
+        text.push(b'\n');
+        let out = fill_hash(&text)?;
         Manifest::parse(&out)?;
         String::from_utf8(out).map_err(|e| Error::bad_data(e.to_string()))
     }
@@ -207,8 +207,14 @@ fn check_layer(layer: &LayerEntry) -> Result<()> {
         check("usage counts", usage.len())?;
     }
     for (part, codecs) in &layer.codecs {
-        if let PartCodecs::Each(codecs) = codecs {
-            check(&format!("codecs of {part}"), codecs.len())?;
+        codecs.n_listed().map_or(Ok(()), |found| check(&format!("codecs of {part}"), found))?;
+    }
+    for (projection, entry) in &layer.experts {
+        let ProjectionEntry { bits, hessian_source, heldout_error, heldout_error_rtn, fallback } = entry;
+        let (errors, names) = ([heldout_error, heldout_error_rtn], [hessian_source, fallback]);
+        let listed = errors.iter().map(|c| c.n_listed()).chain(names.iter().map(|c| c.n_listed()));
+        for found in listed.chain([bits.n_listed()]).flatten() {
+            check(&format!("values of {projection}"), found)?;
         }
     }
     Ok(())

@@ -56,7 +56,12 @@ fn other_constants_are_those_of_the_code() {
 fn every_field_that_is_written_is_described() {
     let small = SmallBundle::new();
     let manifest = serde_json::to_value(&small.manifest).unwrap();
-    let objects = [&manifest, &manifest["layers"][0], &manifest["totals"]];
+    let objects = [
+        &manifest,
+        &manifest["layers"][0],
+        &manifest["totals"],
+        &manifest["layers"][0]["experts"]["gate_proj"],
+    ];
     let fields = objects.iter().flat_map(|o| o.as_object().unwrap().keys().cloned());
     let bank = crate::Header::read(&small.bank_file(1)).unwrap();
     let mut seen = BTreeSet::new();

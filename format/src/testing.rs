@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use crate::bank::{BankWriter, PartBytes, PartSpec, bank_name};
 use crate::file::hex;
 use crate::manifest::{
-    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, Manifest, PartCodecs, Provenance, Tool, Totals,
-    TrunkEntry,
+    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, Manifest, PartCodecs, PerExpert, ProjectionEntry,
+    Provenance, Tool, Totals, TrunkEntry,
 };
 use crate::trunk::{TrunkWriter, trunk_name};
 use crate::{Dtype, InputFile, PlaneSpec};
@@ -107,6 +107,19 @@ fn write_bank(dir: &Path, layer: u32, files: &mut Vec<FileEntry>) -> LayerEntry 
         usage: Some(vec![5, 6, 7]),
         codecs: [("gate_proj".to_owned(), PartCodecs::Same("bf16".to_owned()))].into(),
         error: Some(0.001),
+        experts: [("gate_proj".to_owned(), projection())].into(),
+    }
+}
+
+fn projection() -> ProjectionEntry {
+    ProjectionEntry {
+        bits: PerExpert::Same(4.25),
+        hessian_source: PerExpert::Each(
+            [Some("own"), None, Some("pooled")].map(|s| s.map(str::to_owned)).to_vec(),
+        ),
+        heldout_error: PerExpert::Each(vec![Some(0.01), None, Some(1.25e-6)]),
+        heldout_error_rtn: PerExpert::Same(Some(0.02)),
+        fallback: PerExpert::Each(vec![None, Some("rtn".to_owned()), None]),
     }
 }
 

@@ -84,11 +84,7 @@ impl TrunkWriter {
     /// # Errors
     /// Names that are reserved or used twice, impossible shapes, or what the operating system says.
     pub fn create(path: &Path, tensors: &[PlaneSpec]) -> Result<TrunkWriter> {
-        let list = lay_out(tensors).in_file(path)?;
-        let entries = [("format", TRUNK_FORMAT), ("format_version", FILE_VERSION)];
-        let strings: BTreeMap<_, _> = entries.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        let json = list.json(&strings)?;
-        let data_offset = align_up(8 + json.len() as u64, TENSOR_ALIGN)?;
+        let (list, json, data_offset) = head(tensors).in_file(path)?;
         let file = AtomicFile::create(path)?;
         let hash = Sha256::new();
         let mut new = TrunkWriter { file, hash, list, data_offset, current: 0, payload_bytes: 0 };
@@ -158,6 +154,25 @@ impl TrunkWriter {
         self.hash.update(bytes);
         self.file.append(bytes)
     }
+}
+
+/// Bytes of the file that [`TrunkWriter`] makes of these tensors.
+///
+/// # Errors
+/// Those of [`TrunkWriter::create`], but for the operating system's.
+pub fn trunk_file_bytes(tensors: &[PlaneSpec]) -> Result<u64> {
+    let (list, _, data_offset) = head(tensors)?;
+    Ok(data_offset.saturating_add(list.end()))
+}
+
+/// Where the tensors lie, the header's JSON, and where the data start.
+fn head(tensors: &[PlaneSpec]) -> Result<(TensorList, String, u64)> {
+    let list = lay_out(tensors)?;
+    let entries = [("format", TRUNK_FORMAT), ("format_version", FILE_VERSION)];
+    let strings: BTreeMap<_, _> = entries.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let json = list.json(&strings)?;
+    let data_offset = align_up(8 + json.len() as u64, TENSOR_ALIGN)?;
+    Ok((list, json, data_offset))
 }
 
 fn lay_out(tensors: &[PlaneSpec]) -> Result<TensorList> {
@@ -243,6 +258,7 @@ mod tests {
         let summary = w.finish().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(summary.bytes, bytes.len() as u64);
+        assert_eq!(trunk_file_bytes(&specs()), Ok(summary.bytes));
         assert_eq!((summary.payload_bytes, summary.padding_bytes), (318, 212 + 240 + 254));
         let stock = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(stock.tensor("a").unwrap().data(), a);

@@ -11,6 +11,7 @@ mod linalg;
 pub mod math;
 pub mod minifloat;
 pub mod numbers;
+pub mod rates;
 pub mod solve;
 pub mod stats;
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::options::OpenArgs;
 use super::{Command, parse};
+use crate::engine::coverage::{ExpertRow, expert_rows, expert_table};
 use crate::engine::writer::bits_each;
 use crate::output::{print, print_json, table};
 use crate::session::Session;
@@ -19,7 +20,7 @@ use crate::size::human;
 pub const COMMAND: Command = Command {
     name: "inspect",
     about: "Show what a checkpoint or bundle is: family, layers, experts, codecs, bytes, bits per weight",
-    examples: &["moepack inspect Qwen3-30B-A3B", "moepack inspect Qwen3-30B-A3B.moepack --json"],
+    examples: &["moepack inspect Qwen3-30B-A3B", "moepack inspect Qwen3-30B-A3B.moepack --experts"],
     args: Arguments::augment_args,
     run: |matches, session| run(&parse(matches)?, session),
 };
@@ -28,12 +29,15 @@ pub const COMMAND: Command = Command {
 struct Arguments {
     /// Checkpoint, Hugging Face cache directory, or bundle
     model: PathBuf,
+    /// Show each matrix of each expert: bits, and what calibration found
+    #[arg(long)]
+    experts: bool,
     #[command(flatten)]
     open: OpenArgs,
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct Report<'a> {
     schema: &'static str,
     model: String,
     kind: &'static str,
@@ -54,6 +58,9 @@ struct Report {
     /// Bytes of the trunk by element type.
     trunk_dtypes: BTreeMap<String, u64>,
     layers: Vec<LayerReport>,
+    /// With `--experts`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Vec<ExpertRow<'a>>>,
     left_out: Vec<String>,
     warnings: Vec<String>,
 }
@@ -76,7 +83,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     if session.json { print_json(&report) } else { print(&text(&report)) }
 }
 
-fn report(model: &Model, args: &Arguments) -> Result<Report> {
+fn report<'a>(model: &'a Model, args: &Arguments) -> Result<Report<'a>> {
     let spec = model.spec();
     let mut layers = Vec::new();
     let (mut n_experts, mut n_experts_used) = (0, 0);
@@ -120,6 +127,7 @@ fn report(model: &Model, args: &Arguments) -> Result<Report> {
         },
         trunk_dtypes,
         layers,
+        experts: args.experts.then(|| experts(model)).transpose()?,
         left_out: model.catalog().left_out.iter().map(|(name, reason)| format!("{name}: {reason}")).collect(),
         warnings: model.warnings().to_vec(),
     })
@@ -145,10 +153,31 @@ fn layer_report(model: &Model, layer: usize, n_experts: usize) -> Result<LayerRe
     }
     let entry = model.bundle().and_then(|b| b.manifest.layer(u32::try_from(layer).ok()?));
     let error = entry.and_then(|e| e.error);
+    // Planes may be shorter than the codec's longest.
+    let bytes = entry.map_or(bytes, |e| e.payload_bytes);
     Ok(LayerReport { layer, n_experts, bytes, bpw: bits_each(bytes, weights), codecs, error })
 }
 
-fn text(r: &Report) -> String {
+/// What a bundle's manifest says of each matrix; of a checkpoint the bits alone.
+fn experts(model: &Model) -> Result<Vec<ExpertRow<'_>>> {
+    let known = model.bundle().map(|b| expert_rows(&b.manifest.layers)).unwrap_or_default();
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    let mut rows = Vec::new();
+    for (layer, moe) in model.spec().moe_layers() {
+        for expert in 0..moe.n_experts {
+            for part in model.expert_parts(layer, expert)?.iter().filter(|p| p.part.is_matrix()) {
+                let bits = part.codec.bits_per_weight(part.rows, part.cols)?;
+                let layer = u32::try_from(layer).unwrap_or(u32::MAX);
+                rows.push(ExpertRow::of_bits(layer, expert, part.part.name(), bits));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn text(r: &Report<'_>) -> String {
     let line = |name: &str, value: String| format!("{name:<15}{value}\n");
     let mut text = line(r.kind, r.model.clone());
     text += &line("family", r.family.clone());
@@ -183,6 +212,9 @@ fn text(r: &Report) -> String {
     }
     text += "\n";
     text += &table(&rows);
+    if let Some(rows) = &r.experts {
+        text += &format!("\n{}", expert_table(rows));
+    }
     for note in &r.left_out {
         text += &format!("left out: {note}\n");
     }

@@ -1,6 +1,7 @@
 //! Options that several commands share.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
@@ -8,13 +9,24 @@ use moepack_format::{Error, Result};
 use moepack_quant::codec::CODECS;
 use moepack_quant::solve::{SOLVERS, solver};
 
-use crate::engine::allocation::{Limit, recipe_within};
-use crate::engine::sizes::Sizes;
+use moepack_verify::tokens::Windows;
+
+use crate::engine::allocation::{Ask, Candidates, Limit, recipe_within};
+use crate::engine::prediction::Plan;
+use crate::engine::sensitivity::{self, Sensitivity};
+use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::warn;
-use crate::recipe::{ALIGN_DEFAULT, Choices, NATIVE, Recipe, moe_layers};
+use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, moe_layers};
+use crate::session::Session;
 
 /// The codec where none is asked for: the smallest loss that most engines can run.
 pub const CODEC_DEFAULT: &str = "int4-g64";
+
+/// The codec that meets a budget where none is asked for: the nearest to the limit of what bits can do.
+const CODEC_OF_BUDGETS: &str = "tcq256";
+
+/// What `--codec` says for all integer codecs of fixed rate, among which a budget chooses.
+const FIXED_RATES: &str = "int";
 
 /// How a model is opened.
 #[derive(Args, Clone, Copy, Debug)]
@@ -42,12 +54,15 @@ pub struct RecipeArgs {
     /// One codec for all routed experts.
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", help = codec_help())]
     pub codec: Option<String>,
-    /// Mean bits per weight of the routed experts; allocation chooses the codecs
-    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["codec", "recipe", "target_size"])]
+    /// Mean bits per weight of the routed experts; allocation shares them out
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["recipe", "target_size"])]
     pub bits: Option<f64>,
-    /// Bytes of the whole bundle, such as 96GiB; allocation chooses the codecs
-    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_arg, conflicts_with_all = ["codec", "recipe"])]
+    /// Bytes of the whole bundle, such as 96GiB; allocation shares them out
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_arg, conflicts_with = "recipe")]
     pub target_size: Option<u64>,
+    /// Allocation gives each expert bits of its own, by how much it is used (needs --calibrate)
+    #[arg(long, conflicts_with = "recipe")]
+    pub per_expert: bool,
     /// Recipe file (TOML), as `plan -o` writes it
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -68,67 +83,180 @@ pub struct Prepared {
     pub choices: Choices,
     /// In bytes.
     pub sizes: Sizes,
+    /// What the model is sensitive to, where that was measured.
+    pub sensitivity: Option<Sensitivity>,
+}
+
+/// What calibration a run has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Given<'a> {
+    /// Text that runs through the model now.
+    pub text: Option<&'a Windows>,
+    /// Tokens that stats of an earlier run were made from.
+    pub stats_tokens: Option<u64>,
+}
+
+impl Given<'_> {
+    fn size(&self) -> Option<CalibrationSize> {
+        let text = self.text.map(|w| CalibrationSize { n_tokens: w.tokens.len() as u64, by_text: true });
+        text.or(self.stats_tokens.map(|n_tokens| CalibrationSize { n_tokens, by_text: false }))
+    }
+}
+
+/// What a solver will have to work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calibrated {
+    /// Nothing.
+    Not,
+    /// The mean squares of a stats file.
+    ByStats,
+    /// A text, and so Hessians.
+    ByText,
+}
+
+impl Calibrated {
+    /// What these options give.
+    pub fn by(text: bool, stats: bool) -> Calibrated {
+        match (text, stats) {
+            (true, _) => Calibrated::ByText,
+            (false, true) => Calibrated::ByStats,
+            (false, false) => Calibrated::Not,
+        }
+    }
+
+    /// The solver where none is asked for: the one that makes most of it.
+    fn solver(self) -> &'static str {
+        match self {
+            Calibrated::Not => "rtn",
+            Calibrated::ByStats => "weighted",
+            Calibrated::ByText => "gptq",
+        }
+    }
 }
 
 impl Prepared {
-    /// Refuses a solver that has no stats to work with.
+    /// What is to be predicted of a run with these texts.
+    pub fn plan<'a>(
+        &'a self,
+        model: &'a Model,
+        calibration: Option<&'a Windows>,
+        evaluation: Option<&'a Windows>,
+        started: Instant,
+    ) -> Plan<'a> {
+        let (choices, sizes, sensitivity) = (&self.choices, &self.sizes, self.sensitivity.as_ref());
+        Plan {
+            model,
+            solver: &self.recipe.solver,
+            choices,
+            sizes,
+            sensitivity,
+            calibration,
+            evaluation,
+            started,
+        }
+    }
+
+    /// Refuses a solver that does not have what it works with.
     ///
     /// # Errors
     /// Kind `Usage`.
-    pub fn check_stats(&self, calibrated: bool) -> Result<()> {
+    pub fn check_calibrated(&self, calibrated: Calibrated) -> Result<()> {
         let name = &self.recipe.solver;
-        if calibrated || !solver(name)?.needs_stats() {
-            return Ok(());
+        let solver = solver(name)?;
+        match calibrated {
+            Calibrated::Not if solver.needs_stats() => {
+                let way = if solver.needs_hessian() { "" } else { " or --stats FILE" };
+                Err(Error::usage(format!("solver {name} needs calibration"))
+                    .hint(format!("give --calibrate TEXT{way}")))
+            }
+            Calibrated::ByStats if solver.needs_hessian() => {
+                Err(Error::usage(format!("solver {name} needs Hessians, and stats files have none"))
+                    .hint("give --calibrate TEXT instead of --stats, or say --solver weighted"))
+            }
+            _ => Ok(()),
         }
-        Err(Error::usage(format!("solver {name} needs calibration"))
-            .hint("give --calibrate TEXT or --stats FILE"))
     }
 }
 
 impl RecipeArgs {
-    /// Works the recipe out for a model; `calibrated` says whether there will be stats, which decides the solver where
-    /// none is asked for.
+    /// Works the recipe out for a model; calibration decides the solver where none is asked for, and how a budget is
+    /// shared out.
     ///
     /// # Errors
     /// A recipe that cannot be read, does not fit the model, or asks for the impossible.
-    pub fn prepare(&self, model: &Model, calibrated: bool) -> Result<Prepared> {
+    pub fn prepare(&self, session: &Session, model: &Model, given: Given<'_>) -> Result<Prepared> {
+        let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
+        if self.per_expert && (limit.is_none() || given.text.is_none()) {
+            return Err(Error::usage("--per-expert shares out a budget by what a calibration text shows")
+                .hint("give --bits or --target-size, and --calibrate TEXT"));
+        }
+        let measured = |text| session.in_pool(|| sensitivity::measure(session, model, text));
+        let sensitivity = given.text.map(measured).transpose()?;
         let recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
-            None => self.made(model, calibrated)?,
+            None => self.made(model, limit, &given, sensitivity.as_ref())?,
         };
         recipe.validate()?;
         let choices = Choices::new(&recipe, &moe_layers(model.spec()))?;
-        let sizes = Sizes::of(model, &choices, recipe.align)?;
-        Ok(Prepared { recipe, choices, sizes })
+        let sizes = Sizes::of(model, &recipe, &choices, given.size())?;
+        Ok(Prepared { recipe, choices, sizes, sensitivity })
     }
 
     /// A recipe from options alone.
-    fn made(&self, model: &Model, calibrated: bool) -> Result<Recipe> {
-        let default = if calibrated { "weighted" } else { "rtn" };
+    fn made(
+        &self,
+        model: &Model,
+        limit: Option<Limit>,
+        given: &Given<'_>,
+        sensitivity: Option<&Sensitivity>,
+    ) -> Result<Recipe> {
+        let default = Calibrated::by(given.text.is_some(), given.stats_tokens.is_some()).solver();
         let solver_name = self.solver.as_deref().unwrap_or(default);
         solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
-        let limit = self.bits.map(Limit::Bits).or(self.target_size.map(Limit::BundleBytes));
-        if let Some(limit) = limit {
-            return recipe_within(model, limit, solver_name, align);
+        let Some(limit) = limit else {
+            let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
+            if codec != NATIVE {
+                moepack_quant::codec(codec)?;
+            }
+            return Ok(Recipe::uniform(codec, solver_name, align));
+        };
+        let (candidates, per_expert) = (self.candidates()?, self.per_expert);
+        let (solver, calibrated) = (solver_name, given.size());
+        recipe_within(model, &Ask { limit, candidates, solver, align, sensitivity, per_expert, calibrated })
+    }
+
+    /// Between what a budget chooses.
+    fn candidates(&self) -> Result<Candidates> {
+        let name = self.codec.as_deref().unwrap_or(CODEC_OF_BUDGETS);
+        if name == FIXED_RATES {
+            return Ok(Candidates::Fixed);
         }
-        let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
-        if codec != NATIVE {
-            moepack_quant::codec(codec)?;
+        if name != NATIVE && moepack_quant::codec(name)?.at_rate(*BITS.start()).is_some() {
+            return Ok(Candidates::Free(name.to_owned()));
         }
-        Ok(Recipe::uniform(codec, solver_name, align))
+        Err(Error::usage(format!("codec {name} has a fixed rate, so no budget can be asked of it")).hint(
+            format!("{CODEC_OF_BUDGETS} meets any; --codec {FIXED_RATES} chooses among integer codecs"),
+        ))
     }
 }
 
 /// The tables tell the names, so that a new row is in the help.
 fn codec_help() -> String {
     let known: Vec<&str> = CODECS.iter().map(|family| family.pattern).collect();
-    format!("One codec for all routed experts: {NATIVE}, {} [default: {CODEC_DEFAULT}]", known.join(", "))
+    format!(
+        "One codec for all routed experts: {NATIVE}, {} [default: {CODEC_DEFAULT}; with a budget {CODEC_OF_BUDGETS}, \
+         or {FIXED_RATES} for a choice among integer codecs]",
+        known.join(", ")
+    )
 }
 
 fn solver_help() -> String {
     let known: Vec<String> = SOLVERS.iter().map(|s| format!("{} ({})", s.name(), s.doc())).collect();
-    format!("How levels are chosen: {} [default: weighted where there are stats]", known.join(", "))
+    format!(
+        "How levels are chosen: {} [default: gptq with --calibrate, weighted with --stats]",
+        known.join(", ")
+    )
 }
 
 fn bits(text: &str) -> std::result::Result<f64, String> {

@@ -1,20 +1,24 @@
 //! `moepack plan`: a dry run. Bytes, bits per weight, peak memory, time; and the recipe as a file to edit.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
 use moepack_format::Result;
+use moepack_quant::solve::solver;
 use serde::Serialize;
 
-use super::options::{OpenArgs, RecipeArgs};
+use super::options::{Given, OpenArgs, RecipeArgs};
 use super::{Command, parse};
-use crate::engine::budget::Budget;
+use crate::engine::budget::{Budget, within_memory};
+use crate::engine::prediction::{Prediction, predict};
 use crate::engine::sizes::{PartSizes, Sizes};
 use crate::engine::writer::bits_each;
 use crate::output::{print, print_json, refuse_existing_file, say, table, write_file};
 use crate::recipe::{NATIVE, Recipe, Rule, matrix_pattern};
 use crate::session::Session;
 use crate::size::human;
+use crate::text::{WindowArgs, windows_of_text};
 
 /// The table row.
 pub const COMMAND: Command = Command {
@@ -34,6 +38,14 @@ struct Arguments {
     checkpoint: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
+    /// Text that `quantize` will calibrate on: sensitivities are measured on a sample of it
+    #[arg(long, value_name = "TEXT")]
+    calibrate: Option<PathBuf>,
+    /// Text that `quantize` will measure drift on
+    #[arg(long, value_name = "TEXT")]
+    verify: Option<PathBuf>,
+    #[command(flatten)]
+    windows: WindowArgs,
     /// Write the recipe here: TOML, one rule for each layer and projection, to be edited and given to `quantize --recipe`
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -56,6 +68,8 @@ struct Report {
     bpw_experts: f64,
     peak_rss_bytes: u64,
     seconds: f64,
+    kld_mean: f64,
+    kld_basis: &'static str,
     parts: Vec<PartReport>,
 }
 
@@ -70,34 +84,47 @@ struct PartReport {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
+    let started = Instant::now();
     args.output.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
     let model = args.open.open(&args.checkpoint)?;
-    let prepared = args.recipe.prepare(&model, false)?;
-    let budget = Budget::of(&model, &prepared.sizes, session.threads, None, None);
-    budget.check(session.memory)?;
+    let windows =
+        |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
+    let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
+    let given = Given { text: calibration.as_ref(), stats_tokens: None };
+    let prepared = args.recipe.prepare(session, &model, given)?;
+    let hessians = solver(&prepared.recipe.solver)?.needs_hessian();
+    let budget = |threads| {
+        let calibration = (calibration.as_ref(), hessians);
+        Budget::of(&model, &prepared.sizes, threads, calibration, evaluation.as_ref())
+    };
+    let (session, budget) = within_memory(session, budget)?;
+    let (calibration, evaluation) = (calibration.as_ref(), evaluation.as_ref());
+    let prediction = predict(&session, prepared.plan(&model, calibration, evaluation, started), &budget)?;
     let sizes = &prepared.sizes;
     if let Some(path) = &args.output {
         write_file(path, &spelled_out(&prepared.recipe, sizes).to_toml()?)?;
         say(&format!("recipe written to {}", path.display()));
     }
-    let report = report(args, sizes, &budget);
+    let report = report(args, sizes, &prediction);
     if session.json { print_json(&report) } else { print(&text(&report)) }
 }
 
-fn report(args: &Arguments, sizes: &Sizes, budget: &Budget) -> Report {
+fn report(args: &Arguments, sizes: &Sizes, prediction: &Prediction) -> Report {
     let records: u64 = sizes.layers.iter().map(|l| l.record_bytes).sum();
     let parts = sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
     Report {
         schema: "moepack.plan/1",
         checkpoint: args.checkpoint.display().to_string(),
         source_bytes: sizes.source_bytes,
-        bundle_bytes: sizes.bundle_bytes(),
+        bundle_bytes: prediction.bundle_bytes,
         trunk_bytes: sizes.trunk_bytes,
         expert_payload_bytes: sizes.payload_bytes(),
         padding_bytes: records - sizes.payload_bytes(),
         bpw_experts: bits_each(sizes.payload_bytes(), sizes.expert_weights()),
-        peak_rss_bytes: budget.bytes(),
-        seconds: budget.seconds(),
+        peak_rss_bytes: prediction.peak_rss_bytes,
+        seconds: prediction.seconds,
+        kld_mean: prediction.kld_mean,
+        kld_basis: prediction.kld_basis,
         parts: parts
             .map(|(layer, p)| PartReport {
                 layer,
@@ -131,23 +158,24 @@ fn text(r: &Report) -> String {
         format!("trunk          {}", human(r.trunk_bytes)),
         format!("bundle         {}", human(r.bundle_bytes)),
         format!("peak memory    about {}", human(r.peak_rss_bytes)),
-        format!("time           about {:.0} s", r.seconds),
+        format!("time           about {:.3} s", r.seconds),
+        format!("mean KLD       about {:.3e} nats (sensitivity {})", r.kld_mean, r.kld_basis),
     ];
     format!("{}\n{}\n", table(&rows), lines.join("\n"))
 }
 
-/// The recipe with one rule for each layer and projection, and what each is expected to take and lose, as far as
-/// allocation knows. A recipe that tells experts apart is kept as it is.
+/// The recipe with one rule for each layer and projection, and what each is expected to take. What allocation wrote is
+/// kept as it is, so that it makes the same bundle, and so is a recipe that tells experts apart.
 fn spelled_out(recipe: &Recipe, sizes: &Sizes) -> Recipe {
     let parts = || sizes.layers.iter().flat_map(|l| l.parts.iter().map(move |p| (l.layer, p)));
-    if parts().any(|(_, p)| p.codec == "mixed") || recipe.rules.iter().any(|r| r.codec == NATIVE) {
+    let allocated = recipe.rules.iter().any(|r| r.bits.is_some() || r.expected_loss.is_some());
+    if allocated || parts().any(|(_, p)| p.codec == "mixed") || recipe.rules.iter().any(|r| r.codec == NATIVE)
+    {
         return recipe.clone();
     }
     let rule = |(layer, p): (usize, &PartSizes)| {
         let tensor = matrix_pattern(layer, p.part);
-        let known = recipe.rules.iter().find(|r| r.tensor == tensor && r.codec == p.codec);
-        let expected_loss = known.and_then(|r| r.expected_loss);
-        Rule { tensor, codec: p.codec.clone(), bytes: Some(p.bytes), expected_loss }
+        Rule { tensor, codec: p.codec.clone(), bits: None, bytes: Some(p.bytes), expected_loss: None }
     };
     Recipe { rules: parts().map(rule).collect(), ..recipe.clone() }
 }

@@ -7,13 +7,16 @@ use clap::Args;
 use moepack_convert::{Model, ModelSpec};
 use moepack_format::manifest::{Manifest, PartCodecs};
 use moepack_format::{Error, Result};
+use moepack_quant::solve::solver;
 use moepack_verify::report::DriftReport;
 use serde::Serialize;
 
-use super::options::{OpenArgs, RecipeArgs};
+use super::options::{Calibrated, Given, OpenArgs, RecipeArgs};
 use super::{Command, parse};
 use crate::commands::verify::{GateArgs, drift_report, refuse_findings};
 use crate::engine::budget::{Budget, within_memory};
+use crate::engine::coverage::{ExpertRow, coverage, expert_rows};
+use crate::engine::prediction::{Prediction, predict};
 use crate::engine::quantize::{Job, Outcome, quantize};
 use crate::engine::stats::{StatsFile, config_sha256};
 use crate::engine::workspace::refuse_existing;
@@ -47,7 +50,7 @@ struct Arguments {
     output: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Text to calibrate on: the squared inputs of each expert weigh its errors
+    /// Text to calibrate on: what goes into each expert decides which errors matter
     #[arg(long, value_name = "TEXT", conflicts_with = "stats")]
     calibrate: Option<PathBuf>,
     /// Stats of an earlier `calibrate`
@@ -83,7 +86,9 @@ struct Report<'a> {
     trunk_bytes: u64,
     bpw_experts: f64,
     bpw_total: f64,
+    predicted: Prediction,
     layers: &'a [moepack_format::manifest::LayerEntry],
+    experts: Vec<ExpertRow<'a>>,
     drift: Option<&'a DriftReport>,
 }
 
@@ -103,18 +108,24 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
             .in_file(&args.checkpoint)
             .hint("quantize its checkpoint"));
     }
-    let calibrated = args.calibrate.is_some() || args.stats.is_some();
-    let prepared = args.recipe.prepare(&model, calibrated)?;
-    prepared.check_stats(calibrated)?;
     let stats =
         args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
     let windows =
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
-    let budget =
-        |threads| Budget::of(&model, &prepared.sizes, threads, calibration.as_ref(), evaluation.as_ref());
+    let stats_tokens = stats.as_ref().map(|s| s.about().n_tokens);
+    let given = Given { text: calibration.as_ref(), stats_tokens };
+    let prepared = args.recipe.prepare(session, &model, given)?;
+    prepared.check_calibrated(Calibrated::by(args.calibrate.is_some(), args.stats.is_some()))?;
+    let hessians = solver(&prepared.recipe.solver)?.needs_hessian();
+    let budget = |threads| {
+        let calibration = (calibration.as_ref(), hessians);
+        Budget::of(&model, &prepared.sizes, threads, calibration, evaluation.as_ref())
+    };
     let (session, budget) = within_memory(session, budget)?;
     budget.check_space(&args.output)?;
+    let plan = prepared.plan(&model, calibration.as_ref(), evaluation.as_ref(), started);
+    let predicted = predict(&session, plan, &budget)?;
     let job = Job {
         model: &model,
         recipe: &prepared.recipe,
@@ -127,7 +138,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         evaluation,
     };
     let outcome = session.in_pool(|| quantize(&session, job))?;
-    finish(args, &session, &model, outcome, started)
+    finish(args, &session, &model, outcome, (started, predicted))
 }
 
 /// Prints what came of it, and judges the gates.
@@ -136,7 +147,7 @@ fn finish(
     session: &Session,
     model: &Model,
     outcome: Outcome,
-    started: Instant,
+    (started, predicted): (Instant, Prediction),
 ) -> Result<()> {
     outcome.notes.iter().for_each(|note| say(&format!("note: {note}")));
     let manifest = &outcome.manifest;
@@ -163,11 +174,15 @@ fn finish(
             trunk_bytes: totals.trunk_bytes,
             bpw_experts: totals.bpw_experts,
             bpw_total: totals.bpw_total,
+            predicted,
             layers: &manifest.layers,
+            experts: expert_rows(&manifest.layers),
             drift: drift.as_ref(),
         })?;
     } else {
         print(&text(manifest, model.spec(), &bundle, seconds))?;
+        print(&against(&predicted, manifest, seconds, drift.as_ref()))?;
+        print(&coverage(&manifest.layers))?;
         drift.as_ref().map(|d| print(&format!("\n{}", d.to_text()))).transpose()?;
     }
     let refused = drift.as_ref().map(|d| refuse_findings(d, &args.output)).transpose();
@@ -202,6 +217,19 @@ fn text(manifest: &Manifest, spec: &ModelSpec, bundle: &str, seconds: f64) -> St
     let all =
         format!("bundle {bundle}: {}, {:.4} bits per weight", human(totals.bundle_bytes), totals.bpw_total);
     format!("{}\n{experts}\n{rest}\n{all}, in {seconds:.1} s\n", table(&rows))
+}
+
+/// Prediction against outcome.
+fn against(predicted: &Prediction, manifest: &Manifest, seconds: f64, drift: Option<&DriftReport>) -> String {
+    let bytes = manifest.to_text().map_or(0, |text| text.len() as u64) + manifest.totals.bundle_bytes;
+    let mut rows = vec![["", "predicted", "came out"].map(String::from).to_vec()];
+    let mut row = |name: &str, was: String, is: String| rows.push(vec![name.to_owned(), was, is]);
+    row("bundle", human(predicted.bundle_bytes), human(bytes));
+    row("peak memory", human(predicted.peak_rss_bytes), human(peak_rss_bytes().unwrap_or(0)));
+    row("time", format!("{:.1} s", predicted.seconds), format!("{seconds:.1} s"));
+    let kld = drift.map_or_else(|| "not measured".to_owned(), |d| format!("{:.3e}", d.kld_mean));
+    row("mean KLD", format!("{:.3e} ({})", predicted.kld_mean, predicted.kld_basis), kld);
+    table(&rows)
 }
 
 /// Refuses an output that is the input or lies in it.

@@ -14,6 +14,7 @@ use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::baseline::against_baseline;
 use crate::engine::budget::Budget;
+use crate::engine::coverage::{ExpertRow, expert_rows};
 use crate::engine::pair::Drift;
 use crate::engine::stats::config_sha256;
 use crate::engine::verify::compare;
@@ -189,7 +190,38 @@ pub fn drift_report(drift: Drift, bundle: &str, reference: &str, manifest: Optio
     report.experts = drift.experts;
     name(&mut report, bundle, reference);
     sizes(&mut report, manifest);
+    manifest.into_iter().for_each(|m| coding(&mut report, m));
     report
+}
+
+/// What the bundle says of how its layers and experts were coded.
+fn coding(report: &mut DriftReport, manifest: &Manifest) {
+    let rows = expert_rows(&manifest.layers);
+    // Rows are in order of layers, then experts.
+    let of_layer = |layer: usize| {
+        let start = rows.partition_point(|r| (r.layer as usize) < layer);
+        let rows = rows.get(start..).unwrap_or_default();
+        rows.get(..rows.partition_point(|r| r.layer as usize == layer)).unwrap_or_default()
+    };
+    for layer in &mut report.layers {
+        layer.bits = mean_bits(of_layer(layer.layer));
+    }
+    for expert in &mut report.experts {
+        let layer = of_layer(expert.layer);
+        let start = layer.partition_point(|r| r.expert < expert.expert);
+        let own: Vec<ExpertRow<'_>> =
+            layer.iter().skip(start).take_while(|r| r.expert == expert.expert).copied().collect();
+        expert.bits = mean_bits(&own);
+        expert.calibration_tokens = own.iter().find_map(|r| r.tokens);
+        let fallen: Vec<&str> = own.iter().filter(|r| r.fallback.is_some()).map(|r| r.projection).collect();
+        expert.fallback = (!fallen.is_empty()).then(|| fallen.join(" "));
+    }
+}
+
+/// Of projections, which have as many weights as each other.
+fn mean_bits(rows: &[ExpertRow<'_>]) -> Option<f64> {
+    let sum: f64 = rows.iter().map(|r| r.bits).sum();
+    (!rows.is_empty()).then(|| sum / rows.len() as f64)
 }
 
 fn name(report: &mut DriftReport, bundle: &str, reference: &str) {

@@ -1,43 +1,22 @@
-//! From a budget to a recipe: each projection of each layer gets the codec that loses least, within the bytes.
+//! From a budget to a recipe: what loses least within the bytes.
 //!
-//! What a codec loses on a projection is measured on a sample of its own weights: rows of a few experts, coded by
-//! round-to-nearest, relative squared error. The drift of a model grows in proportion to that error, so the sum that is
-//! minimised is the relative error times the weights it concerns.
+//! The drift of a model grows in proportion to the relative squared error of its weights, so the sum that is minimised
+//! is that error times a sensitivity. Sensitivities are measured where there is a calibration text ([`Sensitivity`]);
+//! without one each weight counts the same. [`free`] is for codecs whose rate can be chosen freely and meets a budget
+//! to the byte, or to the unit in which records grow; [`fixed`] chooses among codecs that have one rate each.
 
 use moepack_convert::Model;
 use moepack_convert::spec::Part;
 use moepack_format::{Error, Result};
-use moepack_quant::allocate::{Alternative, allocate};
-use moepack_quant::codec::codec;
-use moepack_quant::{CodecRef, Isa, Matrix};
-use moepack_verify::drift::SquareSums;
-use rayon::prelude::*;
 
-use crate::engine::sizes::Sizes;
-use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA, matrix_pattern, moe_layers};
+use crate::engine::sensitivity::Sensitivity;
+use crate::engine::sizes::{CalibrationSize, Sizes};
+use crate::output::say;
+use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA, matrix_name, matrix_pattern, moe_layers};
 
-/// What allocation may choose from, all of which every matrix can hold.
-const CODECS: &[&str] = &[
-    "int2-g128",
-    "int2-g64",
-    "int2-g32",
-    "int3-g128",
-    "int3-g64",
-    "int3-g32",
-    "int4-g128",
-    "int4-g64",
-    "int4-g32",
-    "int5-g64",
-    "int5-g32",
-    "int6-g64",
-    "int6-g32",
-    "int8-g64",
-    "int8-g32",
-];
-/// Rows of one expert that are tried.
-const SAMPLE_ROWS: usize = 64;
-/// Experts of a layer that are tried.
-const SAMPLE_EXPERTS: usize = 3;
+pub mod fixed;
+pub mod free;
+mod units;
 
 /// What a bundle may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,150 +27,148 @@ pub enum Limit {
     BundleBytes(u64),
 }
 
-/// One projection of one layer.
-struct Item {
-    layer: usize,
-    part: Part,
-    alternatives: Vec<Alternative>,
+/// Between what allocation may choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Candidates {
+    /// One codec whose rate is free, by name.
+    Free(String),
+    /// The integer codecs of fixed rate.
+    Fixed,
 }
+
+/// What is asked of allocation.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// The budget.
+    pub limit: Limit,
+    /// Between what to choose.
+    pub candidates: Candidates,
+    /// Solver of the recipe.
+    pub solver: &'a str,
+    /// Alignment of records.
+    pub align: u64,
+    /// What the model is sensitive to, where that was measured.
+    pub sensitivity: Option<&'a Sensitivity>,
+    /// Whether each expert gets bits of its own.
+    pub per_expert: bool,
+    /// What calibration will add to the manifest.
+    pub calibrated: Option<CalibrationSize>,
+}
+
+impl Ask<'_> {
+    fn recipe(&self, rules: Vec<Rule>) -> Recipe {
+        let target_bytes = match self.limit {
+            Limit::Bits(_) => None,
+            Limit::BundleBytes(bytes) => Some(bytes),
+        };
+        Recipe { schema: SCHEMA, solver: self.solver.to_owned(), align: self.align, target_bytes, rules }
+    }
+}
+
+/// Shortfall that is worth a word.
+const SHORTFALL: f64 = 1e-3;
 
 /// The recipe that loses least within the limit.
 ///
 /// # Errors
 /// A limit that cannot be met (kind `Plan`, with the smallest possible); weights that cannot be read.
-pub fn recipe_within(model: &Model, limit: Limit, solver: &str, align: u64) -> Result<Recipe> {
-    let codecs = CODECS.iter().map(|name| codec(name)).collect::<Result<Vec<_>>>()?;
-    let items = items(model, &codecs)?;
-    let choose = |payload_bytes: u64| {
-        let alternatives: Vec<Vec<Alternative>> = items.iter().map(|i| i.alternatives.clone()).collect();
-        allocate(&alternatives, payload_bytes).map(|chosen| recipe(&items, &chosen, solver, align))
+pub fn recipe_within(model: &Model, ask: &Ask<'_>) -> Result<Recipe> {
+    let recipe = match &ask.candidates {
+        Candidates::Free(codec) => free::recipe(model, ask, codec)?,
+        Candidates::Fixed => fixed::recipe(model, ask)?,
     };
-    let least = items.iter().filter_map(|i| i.alternatives.iter().map(|a| a.bytes).min()).sum();
-    match limit {
-        Limit::Bits(bits) => {
-            let weights = model.spec().expert_weights();
-            let nearest = (least as f64 * 8e4 / weights as f64).ceil() / 1e4;
-            choose((bits * weights as f64 / 8.0) as u64).map_err(|e| {
-                Error::plan(format!("--bits {bits} cannot be met: {}", e.what()))
-                    .hint(format!("the nearest that can is --bits {nearest}"))
-            })
+    let (asked, met) = match ask.limit {
+        Limit::Bits(bits) => (bits, sizes(model, &recipe, ask)?.bits_each()),
+        Limit::BundleBytes(bytes) => (bytes as f64, sizes(model, &recipe, ask)?.bundle_bytes() as f64),
+    };
+    if met < asked * (1.0 - SHORTFALL) {
+        say(&shortfall(ask, asked, met));
+    }
+    Ok(recipe)
+}
+
+fn shortfall(ask: &Ask<'_>, asked: f64, met: f64) -> String {
+    let share = (1.0 - met / asked) * 100.0;
+    let why = match ask.candidates {
+        Candidates::Fixed => "codecs of fixed rate come no nearer; tcq256, whose rate is free, does",
+        Candidates::Free(_) => "the codec takes no more",
+    };
+    format!("note: the budget is missed by {share:.2} % from below: {why}")
+}
+
+fn sizes(model: &Model, recipe: &Recipe, ask: &Ask<'_>) -> Result<Sizes> {
+    let choices = Choices::new(recipe, &moe_layers(model.spec()))?;
+    Sizes::of(model, recipe, &choices, ask.calibrated)
+}
+
+/// Experts that are treated alike: a whole layer's, or one.
+#[derive(Clone, Debug)]
+struct Group {
+    layer: usize,
+    experts: std::ops::Range<usize>,
+    /// Whether these are all experts of the layer.
+    whole: bool,
+}
+
+impl Group {
+    fn len(&self) -> u64 {
+        self.experts.len() as u64
+    }
+
+    /// The pattern of a projection of these experts.
+    fn pattern(&self, part: Part) -> String {
+        if self.whole {
+            return matrix_pattern(self.layer, part);
         }
-        Limit::BundleBytes(bytes) => within_bundle(model, bytes, least, choose),
+        let (first, last) = (self.experts.start, self.experts.end.saturating_sub(1));
+        let name = matrix_name(self.layer, first, part);
+        if first == last {
+            return name;
+        }
+        name.replacen(&format!("experts.{first}."), &format!("experts.{first}-{last}."), 1)
+    }
+
+    /// By how much a relative squared error of a projection of these experts counts: the fourth root of what was
+    /// measured for each weight. The full value asks for rates so far apart that models came out worse than with one
+    /// rate for all: the error of low rates is not white (levels shrink weights, all three projections alike) and
+    /// costs more than in proportion. A quarter of the differences measured best (docs/allocation.md).
+    fn sensitivity(&self, ask: &Ask<'_>, part: Part, weights: u64) -> f64 {
+        let n = weights as f64;
+        let Some(measured) = ask.sensitivity else { return n };
+        let whole = measured.of_part(self.layer, part) * measured.share(self.layer, self.experts.clone());
+        n * (whole / n.max(1.0)).sqrt().sqrt()
     }
 }
 
-/// Padding and headers depend on what is chosen, so the payload's budget is found by trying: it grows by what is left
-/// over until the bundle would be too large.
-fn within_bundle(
-    model: &Model,
-    bytes: u64,
-    least: u64,
-    choose: impl Fn(u64) -> Result<Recipe>,
-) -> Result<Recipe> {
-    const ROUNDS: usize = 40;
-    let size = |recipe: &Recipe| -> Result<u64> {
-        let choices = Choices::new(recipe, &moe_layers(model.spec()))?;
-        let sizes = Sizes::of(model, &choices, recipe.align)?;
-        Ok(sizes.bundle_bytes())
-    };
-    let (mut low, mut high) = (0, bytes);
-    let mut best = None;
-    for _ in 0..ROUNDS {
-        let budget = low + (high - low) / 2;
-        // A budget below the smallest possible payload says how large that is.
-        let fits = match choose(budget) {
-            Err(_) => true,
-            Ok(recipe) => {
-                let fits = size(&recipe)? <= bytes;
-                if fits {
-                    best = Some(recipe);
-                }
-                fits
-            }
-        };
-        if fits {
-            low = budget
+fn groups(model: &Model, per_expert: bool) -> Vec<Group> {
+    let of_layer = |(layer, n): (usize, usize)| -> Vec<Group> {
+        if per_expert {
+            (0..n).map(|e| Group { layer, experts: e..e + 1, whole: n == 1 }).collect()
         } else {
-            high = budget
-        }
-        if high - low < 256 {
-            break;
-        }
-    }
-    let Some(best) = best else {
-        let nearest = size(&choose(least)?)?;
-        return Err(Error::plan(format!(
-            "--target-size {bytes} cannot be met: the smallest possible takes about {nearest} bytes"
-        ))
-        .hint(format!(
-            "nothing but routed experts is quantized; the nearest that can is --target-size {nearest}"
-        )));
-    };
-    Ok(best)
-}
-
-fn recipe(items: &[Item], chosen: &[usize], solver: &str, align: u64) -> Recipe {
-    let rule = |(item, &choice): (&Item, &usize)| {
-        let alternative = item.alternatives.get(choice);
-        Rule {
-            tensor: matrix_pattern(item.layer, item.part),
-            codec: CODECS.get(choice).copied().unwrap_or_default().to_owned(),
-            bytes: alternative.map(|a| a.bytes),
-            expected_loss: alternative.map(|a| a.loss),
+            vec![Group { layer, experts: 0..n, whole: true }]
         }
     };
-    Recipe {
-        schema: SCHEMA,
-        solver: solver.to_owned(),
-        align,
-        rules: items.iter().zip(chosen).map(rule).collect(),
-    }
+    moe_layers(model.spec()).into_iter().flat_map(of_layer).collect()
 }
 
-fn items(model: &Model, codecs: &[CodecRef]) -> Result<Vec<Item>> {
-    let layers = moe_layers(model.spec()).into_iter();
-    let places: Vec<_> = layers.flat_map(|l| MATRICES.map(|part| (l, part))).collect();
-    places.into_par_iter().map(|((layer, n), part)| item(model, codecs, layer, n, part)).collect()
+/// How the experts of a layer are stored: matrices as `[rows, cols]`, and the planes of what is kept as it is.
+#[derive(Clone, Debug)]
+struct Shapes {
+    matrices: [(usize, usize); 3],
+    kept: Vec<moepack_format::PlaneSpec>,
 }
 
-fn item(model: &Model, codecs: &[CodecRef], layer: usize, n_experts: usize, part: Part) -> Result<Item> {
-    let mut sums = vec![SquareSums::default(); codecs.len()];
-    let (mut rows, mut cols) = (0, 0);
-    for expert in sampled(n_experts) {
-        let coded = model.expert(layer, expert)?;
-        let stored =
-            coded.part(part).ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))?;
-        (rows, cols) = (stored.rows, stored.cols);
-        let w = stored.decode(Isa::get())?;
-        let n_rows = rows.min(SAMPLE_ROWS);
-        let sample = Matrix { rows: n_rows, cols, data: w.get(..n_rows * cols).unwrap_or_default() };
-        for (sums, codec) in sums.iter_mut().zip(codecs) {
-            sums.add(&loss(codec, sample)?);
-        }
-    }
-    let weights = (rows * cols * n_experts) as f64;
-    let alternative = |(sums, codec): (&SquareSums, &CodecRef)| {
-        let mut bytes = 0;
-        for plane in codec.planes(rows, cols)? {
-            bytes += plane.bytes()? * n_experts as u64;
-        }
-        Ok(Alternative { bytes, loss: sums.relative() * weights })
+fn shapes(model: &Model, layer: usize) -> Result<Shapes> {
+    let parts = model.expert_parts(layer, 0)?;
+    let matrix = |part: Part| {
+        let found = parts.iter().find(|p| p.part == part).map(|p| (p.rows, p.cols));
+        found.ok_or_else(|| Error::bad_data("an expert without it").in_tensor(matrix_name(layer, 0, part)))
     };
-    let alternatives = sums.iter().zip(codecs).map(alternative).collect::<Result<_>>()?;
-    Ok(Item { layer, part, alternatives })
-}
-
-fn loss(codec: &CodecRef, sample: Matrix<'_>) -> Result<SquareSums> {
-    let isa = Isa::get();
-    let planes = codec.encode(isa, sample, None)?;
-    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-    let mut decoded = vec![0.0; sample.data.len()];
-    codec.decode(isa, &planes, sample.rows, sample.cols, 0, &mut decoded)?;
-    Ok(SquareSums::of(isa, sample.data, &decoded))
-}
-
-/// A few experts, spread over the layer.
-fn sampled(n_experts: usize) -> impl Iterator<Item = usize> {
-    let n = n_experts.min(SAMPLE_EXPERTS);
-    (0..n).map(move |i| i * n_experts / n.max(1))
+    let [gate, up, down] = MATRICES;
+    let matrices = [matrix(gate)?, matrix(up)?, matrix(down)?];
+    let mut kept = Vec::new();
+    for part in parts.iter().filter(|p| !p.part.is_matrix()) {
+        kept.extend(part.codec.planes(part.rows, part.cols)?);
+    }
+    Ok(Shapes { matrices, kept })
 }

@@ -9,32 +9,35 @@ use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
 use rustix::fs::StatVfsMountFlags;
 
+use crate::engine::evidence::HELD_OUT_MAX;
 use crate::engine::sizes::Sizes;
 use crate::output::say;
 use crate::session::Session;
 use crate::size::human;
 
-/// Program, tokenizer and buffers of fixed size.
+/// Program and buffers of fixed size.
+const PROGRAM_BYTES: u64 = 17 << 20;
+/// The same with a tokenizer.
 const BASE_BYTES: u64 = 48 << 20;
 /// Headers and catalog, for each tensor.
 const BYTES_A_TENSOR: u64 = 400;
 /// Routing and results of one token in one stream.
 const BYTES_A_TOKEN: u64 = 100;
-/// Logits that a thread holds.
-const LOGIT_BYTES: u64 = 16 << 20;
+/// Logits that a thread holds at most, and the rows they are of: those of the head (`verify/src/forward/head.rs`).
+const LOGITS_MAX: u64 = 4 << 20;
+const LOGIT_ROWS: std::ops::RangeInclusive<u64> = 24..=96;
 /// A long matrix is decoded in parts of this size, beside what it is packed into.
 const PART_BYTES_MAX: u64 = 192 << 20;
 /// Results that may wait for their turn, for each thread.
 const AHEAD: u64 = 2;
-/// Weights that one thread codes in a second, for the estimate of time.
-const WEIGHTS_A_SECOND: f64 = 60e6;
+/// What `--memory` is compared with lies above the estimate by one part in so many: allocators keep what was freed.
+const MARGIN: u64 = 8;
 
 /// What a run needs.
 #[derive(Clone, Debug)]
 pub struct Budget {
     bytes: u64,
     bundle_bytes: u64,
-    seconds: f64,
 }
 
 /// The session with as many of its threads as stay within its memory, and what the run then takes.
@@ -42,7 +45,7 @@ pub struct Budget {
 /// # Errors
 /// Not even one thread does (kind `Plan`, with the minimum).
 pub fn within_memory(session: &Session, budget: impl Fn(usize) -> Budget) -> Result<(Session, Budget)> {
-    let fits = |&threads: &usize| session.memory.is_none_or(|limit| budget(threads).bytes <= limit);
+    let fits = |&threads: &usize| session.memory.is_none_or(|limit| budget(threads).bytes() <= limit);
     let threads = (1..=session.threads).rev().find(fits).unwrap_or(1);
     let budget = budget(threads);
     budget.check(session.memory)?;
@@ -53,12 +56,12 @@ pub fn within_memory(session: &Session, budget: impl Fn(usize) -> Budget) -> Res
 }
 
 impl Budget {
-    /// Of quantizing with these texts on the way.
+    /// Of quantizing with these texts on the way; `hessians` says whether the solver has them made of the first.
     pub fn of(
         model: &Model,
         sizes: &Sizes,
         threads: usize,
-        calibration: Option<&Windows>,
+        (calibration, hessians): (Option<&Windows>, bool),
         evaluation: Option<&Windows>,
     ) -> Budget {
         let (spec, threads) = (model.spec(), threads as u64);
@@ -66,20 +69,25 @@ impl Budget {
         let coded = sizes.expert_coded_bytes_max * (1 + AHEAD);
         let mut layers = threads * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded);
         let (mut streams, mut head) = (0, 0);
-        // The evaluation is two streams, and its experts run three times: see `Pair`.
-        for (windows, n_streams, n_runs) in [(calibration, 1, 1), (evaluation, 2, 3)] {
+        // The evaluation is two streams; an expert's outputs of both wait for their turn, a third one is compared.
+        for (windows, n_streams, n_compared) in [(calibration, 1, 0), (evaluation, 2, 1)] {
             let Some(windows) = windows else { continue };
             let n_tokens = windows.tokens.len() as u64;
             streams += stream_bytes(spec, n_streams * n_tokens);
-            layers += threads * output_bytes(spec, n_runs * n_tokens);
+            let held = (threads + 1) * n_streams + threads * n_compared;
+            layers += output_bytes(spec, held * n_tokens);
+        }
+        if hessians && calibration.is_some() {
+            layers += hessian_bytes(spec, threads);
         }
         if let Some(ctx) = [calibration, evaluation].into_iter().flatten().map(Windows::ctx).max() {
             layers += layer_bytes_max(model) + threads * (3 * expert_bytes(spec) + window_bytes(spec, ctx));
-            head = if evaluation.is_some() { head_bytes(model) + 2 * threads * LOGIT_BYTES } else { 0 };
+            head = if evaluation.is_some() { head_bytes(model) + 2 * threads * logit_bytes(spec) } else { 0 };
         }
-        let bytes = BASE_BYTES + header_bytes(model) + streams + layers.max(head);
-        let seconds = sizes.expert_weights() as f64 / (WEIGHTS_A_SECOND * threads as f64);
-        Budget { bytes, bundle_bytes: sizes.bundle_bytes(), seconds }
+        let has_text = calibration.is_some() || evaluation.is_some();
+        let base = if has_text { BASE_BYTES } else { PROGRAM_BYTES };
+        let bytes = base + header_bytes(model) + streams + layers.max(head);
+        Budget { bytes, bundle_bytes: sizes.bundle_bytes() }
     }
 
     /// Of pushing a text through a model, or through two side by side.
@@ -89,18 +97,19 @@ impl Budget {
         for (i, model) in models.iter().enumerate() {
             let spec = model.spec();
             // The second model's experts run on both streams.
-            let outputs = output_bytes(spec, n_tokens * (1 + i as u64));
-            let thread = 3 * expert_bytes(spec) + outputs + window_bytes(spec, windows.ctx());
+            let outputs = output_bytes(spec, n_tokens * (1 + i as u64) * (threads + 1));
+            let thread = 3 * expert_bytes(spec) + window_bytes(spec, windows.ctx());
+            layers += outputs;
             bytes += header_bytes(model) + stream_bytes(spec, n_tokens);
             layers += layer_bytes_max(model) + threads * thread;
-            head += head_bytes(model) + threads * LOGIT_BYTES;
+            head += head_bytes(model) + threads * logit_bytes(spec);
         }
-        Budget { bytes: bytes + layers.max(head), bundle_bytes: 0, seconds: 0.0 }
+        Budget { bytes: bytes + layers.max(head), bundle_bytes: 0 }
     }
 
     /// Of holding `bytes` beside the program.
     pub fn of_bytes(bytes: u64) -> Budget {
-        Budget { bytes: BASE_BYTES.saturating_add(bytes), bundle_bytes: 0, seconds: 0.0 }
+        Budget { bytes: BASE_BYTES.saturating_add(bytes), bundle_bytes: 0 }
     }
 
     /// Of comparing the experts of two models, one expert of each a thread.
@@ -109,14 +118,14 @@ impl Budget {
         Budget::of_bytes(models.into_iter().map(bytes).sum())
     }
 
-    /// Peak memory in bytes.
+    /// Peak memory in bytes, with a margin: what is compared with `--memory`.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes + self.bytes / MARGIN
     }
 
-    /// Seconds without texts.
-    pub fn seconds(&self) -> f64 {
-        self.seconds
+    /// Peak memory that is likely, without a margin.
+    pub fn likely_bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Refuses a run that cannot stay within `limit`.
@@ -125,10 +134,10 @@ impl Budget {
     /// Kind `Plan`, with the minimum.
     pub fn check(&self, limit: Option<u64>) -> Result<()> {
         match limit {
-            Some(limit) if self.bytes > limit => Err(Error::plan(format!(
+            Some(limit) if self.bytes() > limit => Err(Error::plan(format!(
                 "--memory {} is too little, this run takes about {}",
                 human(limit),
-                human(self.bytes)
+                human(self.bytes())
             ))
             .hint("use fewer --threads, or a shorter text if there is one, or allow more memory")),
             _ => Ok(()),
@@ -173,12 +182,25 @@ fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
     n_tokens * (2 * 4 * spec.hidden as u64 + BYTES_A_TOKEN)
 }
 
-/// Outputs of experts that a thread works on or that wait, for the share of the tokens that an expert gets.
+/// Outputs of one expert for the share of so many tokens that it gets.
 fn output_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
     let share =
         |(_, moe): (usize, &moepack_convert::spec::Moe)| moe.n_experts_used as f64 / moe.n_experts as f64;
     let share = spec.moe_layers().map(share).fold(0.0, f64::max);
-    ((n_tokens * 4 * spec.hidden as u64 * (1 + AHEAD)) as f64 * share) as u64
+    ((n_tokens * 4 * spec.hidden as u64) as f64 * share) as u64
+}
+
+/// Hessians of the largest layer: the pool's, and in each thread those of an expert, the factor of one of them, the
+/// errors that are fed forward, and the inputs that are held out.
+fn hessian_bytes(spec: &ModelSpec, threads: u64) -> u64 {
+    let hidden = spec.hidden as u64;
+    let square = |n: u64| 4 * n * n;
+    let held_out = |inter: u64| 4 * HELD_OUT_MAX as u64 * (hidden + inter);
+    let thread = |inter: u64| {
+        square(hidden) + square(inter) + square(hidden.max(inter)) + 2 * 4 * hidden * inter + held_out(inter)
+    };
+    let largest = spec.moe_layers().map(|(_, moe)| thread(moe.inter as u64)).max().unwrap_or(0);
+    square(hidden) + held_out(0) + threads * largest
 }
 
 /// Queries, keys, values and outputs of one window of `ctx` tokens.
@@ -202,6 +224,12 @@ fn layer_bytes_max(model: &Model) -> u64 {
         (*sum, *largest) = (*sum + bytes, bytes.max(*largest));
     }
     layers.into_values().map(|(sum, largest)| sum + largest).max().unwrap_or(0)
+}
+
+/// Logits that one thread holds.
+fn logit_bytes(spec: &ModelSpec) -> u64 {
+    let vocab = spec.vocab.max(1) as u64;
+    4 * vocab * (LOGITS_MAX / vocab).clamp(*LOGIT_ROWS.start(), *LOGIT_ROWS.end())
 }
 
 /// The head packed in f32, and the part of it that is being packed.

@@ -1,12 +1,14 @@
 //! Coding one expert: each matrix by its codec and solver, everything else as it was released.
 
-use moepack_convert::{CodedExpert, CodedPart};
+use moepack_convert::{CodedExpert, CodedPart, Part};
 use moepack_format::{Context, Result};
 use moepack_quant::solve::Solver;
 use moepack_quant::stats::ColumnStats;
-use moepack_quant::{Codec, CodecRef, Inputs, Isa, Matrix};
+use moepack_quant::{CodecRef, Inputs, Isa, Matrix, Planes};
 use moepack_verify::drift::SquareSums;
 
+use crate::engine::evidence::{Evidence, ExpertEvidence, Needs, Source};
+use crate::engine::heldout::{Loss, loss};
 use crate::engine::stats::ExpertStats;
 use crate::recipe::{Choice, Choices, matrix_name};
 
@@ -21,6 +23,17 @@ pub struct Coder<'a> {
     pub solver: &'a dyn Solver,
 }
 
+/// What calibration says about an expert.
+#[derive(Clone, Copy, Debug)]
+pub enum Learnt<'a> {
+    /// Nothing: there was none.
+    Nothing,
+    /// The mean squares of its inputs.
+    Stats(&'a ExpertStats),
+    /// Hessians of its inputs, and inputs to judge by.
+    Evidence(&'a ExpertEvidence<'a>),
+}
+
 /// A coded expert and what coding lost.
 #[derive(Debug)]
 pub struct Coded {
@@ -28,76 +41,143 @@ pub struct Coded {
     pub expert: CodedExpert,
     /// Squares of error and weights over all quantized matrices.
     pub sums: SquareSums,
+    /// One for each matrix.
+    pub notes: Vec<MatrixNote>,
+}
+
+/// How a matrix was coded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MatrixNote {
+    /// Which.
+    pub part: Part,
+    /// Bits per weight, all planes counted.
+    pub bits: f64,
+    /// Where the solver's Hessian came from, if it had one.
+    pub hessian_source: Option<Source>,
+    /// Relative squared error of the output over held-out inputs, if there were any.
+    pub heldout_error: Option<f64>,
+    /// The same if it had been rounded to nearest.
+    pub heldout_error_rtn: Option<f64>,
+    /// Whether it was, since that is better on held-out inputs.
+    pub fell_back: bool,
 }
 
 impl Coder<'_> {
-    /// Codes an expert. `stats` are those of its inputs, where calibration has any.
+    /// Which of an expert's inputs its coding needs to know.
+    ///
+    /// # Errors
+    /// An expert that the recipe does not know.
+    pub fn needs(&self, layer: usize, index: usize) -> Result<Needs> {
+        let coded =
+            |part| Ok(matches!(self.choices.of_part(layer, index, part)?, Choice::Codec(_))) as Result<bool>;
+        Ok(Needs { input: coded(Part::Gate)? || coded(Part::Up)?, inner: coded(Part::Down)? })
+    }
+
+    /// Whether the coding of any of a layer's experts needs Hessians.
+    pub fn needs_hessians(&self, layer: usize, n_experts: usize) -> bool {
+        let needed = |e| self.needs(layer, e).is_ok_and(|n| n.input || n.inner);
+        self.solver.needs_hessian() && (0..n_experts).any(needed)
+    }
+
+    /// Codes an expert.
     ///
     /// # Errors
     /// A matrix that the codec cannot hold, NaN or infinity in it; the matrix is named.
-    pub fn code(
-        &self,
-        layer: usize,
-        index: usize,
-        source: CodedExpert,
-        stats: Option<&ExpertStats>,
-    ) -> Result<Coded> {
-        let mut coded = Coded { expert: CodedExpert { parts: Vec::new() }, sums: SquareSums::default() };
+    pub fn code(&self, layer: usize, index: usize, source: CodedExpert, learnt: Learnt<'_>) -> Result<Coded> {
+        let (mut parts, mut sums, mut notes) = (Vec::new(), SquareSums::default(), Vec::new());
         for part in source.parts {
+            let mut note = MatrixNote::of(part.part);
             let new = match self.choices.of_part(layer, index, part.part)? {
                 Choice::Native => part,
-                Choice::Codec(codec) => {
-                    let stats = stats.map(|s| s.of(part.part));
-                    self.recode(&part, codec, stats, &mut coded.sums)
-                        .in_tensor(&matrix_name(layer, index, part.part))?
-                }
+                Choice::Codec(codec) => self
+                    .recode(part, codec, learnt, &mut note, &mut sums)
+                    .in_tensor(&matrix_name(layer, index, note.part))?,
             };
-            coded.expert.parts.push(new);
+            if new.part.is_matrix() {
+                note.bits = 8.0 * new.bytes() as f64 / (new.rows * new.cols) as f64;
+                notes.push(note);
+            }
+            parts.push(new);
         }
-        Ok(coded)
+        Ok(Coded { expert: CodedExpert { parts }, sums, notes })
     }
 
     fn recode(
         &self,
-        part: &CodedPart,
+        part: CodedPart,
         codec: &CodecRef,
-        stats: Option<&ColumnStats>,
+        learnt: Learnt<'_>,
+        note: &mut MatrixNote,
         sums: &mut SquareSums,
     ) -> Result<CodedPart> {
-        let w = part.decode(self.isa)?; // [rows, cols]
-        let (rows, cols) = (part.rows, part.cols);
-        let planes = self.solver.solve(
-            self.isa,
-            Matrix { rows, cols, data: &w },
-            codec.as_ref(),
-            Inputs { stats, hessian: None },
-        )?;
-        let new = CodedPart {
-            part: part.part,
-            codec: codec.clone(),
-            rows,
-            cols,
-            planes,
-            source: part.source.clone(),
+        let data = part.decode(self.isa)?; // [rows, cols]
+        let w = Matrix { rows: part.rows, cols: part.cols, data: &data };
+        let (planes, loss) = match learnt {
+            Learnt::Nothing => self.believed(w, codec, None)?,
+            Learnt::Stats(stats) => self.believed(w, codec, Some(stats.of(part.part)))?,
+            Learnt::Evidence(evidence) => match evidence.of(part.part) {
+                Some(evidence) => self.judged(w, codec, evidence, note)?,
+                None => self.believed(w, codec, None)?,
+            },
         };
-        sums.add(&error_squares(self.isa, codec.as_ref(), &new, &w)?);
-        Ok(new)
+        sums.add(&loss.weights);
+        Ok(CodedPart { codec: codec.clone(), planes, ..part })
+    }
+
+    /// As the solver does it.
+    fn believed(
+        &self,
+        w: Matrix<'_>,
+        codec: &CodecRef,
+        stats: Option<&ColumnStats>,
+    ) -> Result<(Planes, Loss)> {
+        let planes = self.solver.solve(self.isa, w, codec.as_ref(), Inputs { stats, hessian: None })?;
+        let loss = loss(self.isa, codec.as_ref(), &planes, w, None)?;
+        Ok((planes, loss))
+    }
+
+    /// As the solver does it, unless rounding to nearest loses less over inputs that the solver did not see.
+    fn judged(
+        &self,
+        w: Matrix<'_>,
+        codec: &CodecRef,
+        evidence: &Evidence<'_>,
+        note: &mut MatrixNote,
+    ) -> Result<(Planes, Loss)> {
+        let held_out = Some(&evidence.held_out).filter(|h| !h.is_empty());
+        let hessian = evidence.hessian();
+        let measured = |planes: &Planes| loss(self.isa, codec.as_ref(), planes, w, held_out);
+        // For codecs that do not work by columns.
+        let stats = hessian.map(|h| ColumnStats { n_tokens: h.n_tokens, second_moment: h.diagonal() });
+        let inputs = Inputs { stats: stats.as_ref(), hessian };
+        let solved = self.solver.solve(self.isa, w, codec.as_ref(), inputs)?;
+        let rounded = codec.encode(self.isa, w, None)?;
+        let (solved_loss, rounded_loss) = (measured(&solved)?, measured(&rounded)?);
+        // Without held-out inputs, or with a loss that is no number, nothing says that the solver did well.
+        let as_good = held_out.is_some() && solved_loss.output <= rounded_loss.output;
+        note.fell_back = !as_good && solved != rounded;
+        note.hessian_source = hessian.map(|_| evidence.source);
+        let (planes, loss) = if note.fell_back { (rounded, rounded_loss) } else { (solved, solved_loss) };
+        if let Some(held_out) = held_out {
+            let output = held_out.output_squares(self.isa, w);
+            let relative = |loss: &Loss| {
+                Some(if output > 0.0 { loss.output / output } else { 0.0 }).filter(|e| e.is_finite())
+            };
+            (note.heldout_error, note.heldout_error_rtn) = (relative(&loss), relative(&rounded_loss));
+        }
+        Ok((planes, loss))
     }
 }
 
-/// Σ (w − ŵ)² and Σ w², decoding a few rows at a time so that no second matrix is held.
-fn error_squares(isa: Isa, codec: &dyn Codec, part: &CodedPart, w: &[f32]) -> Result<SquareSums> {
-    /// Values decoded at a time: they stay in the L2 cache.
-    const BLOCK_VALUES: usize = 1 << 15;
-    let planes: Vec<&[u8]> = part.planes.iter().map(Vec::as_slice).collect();
-    let cols = part.cols.max(1);
-    let block_rows = (BLOCK_VALUES / cols).max(1);
-    let mut decoded = vec![0.0; block_rows * cols];
-    let mut sums = SquareSums::default();
-    for (i, block) in w.chunks(block_rows * cols).enumerate() {
-        let out = decoded.get_mut(..block.len()).unwrap_or_default();
-        codec.decode(isa, &planes, part.rows, part.cols, i * block_rows, out)?;
-        sums.add(&SquareSums::of(isa, block, out));
+impl MatrixNote {
+    fn of(part: Part) -> MatrixNote {
+        MatrixNote {
+            part,
+            bits: 0.0,
+            hessian_source: None,
+            heldout_error: None,
+            heldout_error_rtn: None,
+            fell_back: false,
+        }
     }
-    Ok(sums)
 }

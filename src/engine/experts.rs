@@ -1,15 +1,16 @@
 //! The experts of one layer: each read, run, coded and recorded, on any thread and in a fixed order.
 
-use moepack_convert::Model;
+use moepack_convert::{CodedExpert, Model};
 use moepack_format::bank::{Bank, bank_name};
 use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
-use moepack_verify::forward::{ExpertOutput, LayerWeights, MoePass, RoutedSum, ordered};
+use moepack_verify::forward::{ExpertOutput, GatedMlp, LayerWeights, MoePass, RoutedSum, ordered};
 
 use crate::engine::calibration::{self, Calibration};
-use crate::engine::coder::{Coded, Coder};
+use crate::engine::coder::{Coded, Coder, Learnt};
+use crate::engine::evidence::{self, Pool};
 use crate::engine::pair::{Pair, PairDelta, PairOutput, PairPass, PairSums};
 use crate::engine::stats::{ExpertStats, StatsFile};
 use crate::engine::workspace::Workspace;
@@ -63,9 +64,15 @@ impl ExpertWork<'_> {
     ) -> Result<LayerDone> {
         let calibrating = calibration.zip(weights).map(|(c, w)| c.route(w)).transpose()?;
         let pairing = pair.zip(weights).map(|(p, w)| p.route(w, w)).transpose()?;
+        let solver = solver(&self.recipe.solver)?;
+        let coder = Coder { isa: self.isa, choices: self.choices, solver };
+        let with_pool = calibrating.as_ref().filter(|_| finished.is_none());
+        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.n_experts));
+        let hidden = self.model.spec().hidden;
         let turns = Turns {
             work: self,
-            coder: Coder { isa: self.isa, choices: self.choices, solver: solver(&self.recipe.solver)? },
+            coder,
+            pool: with_pool.map(|pass| Pool::of(self.isa, pass, hidden, self.inter)).transpose()?,
             stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
             bank: finished.as_ref().map(|_| self.open_bank()).transpose()?,
             weights,
@@ -116,6 +123,8 @@ impl ExpertWork<'_> {
 struct Turns<'a> {
     work: &'a ExpertWork<'a>,
     coder: Coder<'a>,
+    /// What the layer's tokens are like, for a solver that works with Hessians.
+    pool: Option<Pool>,
     stored: Option<Vec<ExpertStats>>,
     /// The bank of an earlier run.
     bank: Option<Bank>,
@@ -135,32 +144,49 @@ struct Turn {
 
 impl Turns<'_> {
     fn take(&self, expert: usize) -> Result<Turn> {
-        let ExpertWork { isa, session, model, layer, inter, .. } = *self.work;
+        let ExpertWork { isa, session, model, layer, .. } = *self.work;
         session.stop.check()?;
         let source = model.expert(layer, expert)?;
         let source_bytes = source.bytes() as u64;
         let mlp = self.weights.map(|w| w.pack_expert(&source.decode(isa)?)).transpose()?;
-        let (mut calibrated, mut fresh) = (None, None);
-        if let (Some(pass), Some(mlp)) = (self.calibrating, &mlp) {
-            let (output, stats) =
-                calibration::run_expert(isa, pass, expert, mlp, (model.spec().hidden, inter))?;
-            (calibrated, fresh) = (Some(output), Some(stats));
-        }
-        let stats = fresh.as_ref().or_else(|| self.stored.as_ref()?.get(expert));
-        let coded = match &self.bank {
-            None => self.coder.code(layer, expert, source, stats)?,
-            // What an earlier run coded.
-            Some(bank) => {
-                let expert = model.expert_of_bank(bank, layer, expert)?;
-                Coded { expert, sums: SquareSums::default() }
-            }
-        };
+        let (calibrated, coded) = self.run_and_code(expert, source, mlp.as_ref())?;
         let mut paired = None;
         if let (Some(pass), Some(mlp), Some(weights)) = (self.pairing, &mlp, self.weights) {
             let coded = weights.pack_expert(&coded.expert.decode(isa)?)?;
             paired = Some(pass.run_expert(expert, mlp, &coded)?);
         }
-        Ok(Turn { coded, calibrated, n_tokens: fresh.map(|s| s.input.n_tokens), paired, source_bytes })
+        let n_tokens = self.calibrating.map(|pass| pass.routing().tokens_of(expert).len() as u64);
+        Ok(Turn { coded, calibrated, n_tokens, paired, source_bytes })
+    }
+
+    /// Runs an expert over the calibration text, if there is one, and codes it by what was learnt; both of that is dropped
+    /// again here.
+    fn run_and_code(
+        &self,
+        expert: usize,
+        source: CodedExpert,
+        mlp: Option<&GatedMlp>,
+    ) -> Result<(Option<ExpertOutput>, Coded)> {
+        let ExpertWork { isa, model, layer, inter, .. } = *self.work;
+        let calibrating = self.calibrating.zip(mlp);
+        if let Some(bank) = &self.bank {
+            // What an earlier run coded.
+            let output = calibrating.map(|(pass, mlp)| pass.run_expert(expert, mlp, None)).transpose()?;
+            let expert = model.expert_of_bank(bank, layer, expert)?;
+            return Ok((output, Coded { expert, sums: SquareSums::default(), notes: Vec::new() }));
+        }
+        if let (Some((pass, mlp)), Some(pool)) = (calibrating, &self.pool) {
+            let needs = self.coder.needs(layer, expert)?;
+            let (output, evidence) = evidence::run_expert(isa, pass, pool, (expert, mlp), needs)?;
+            let coded = self.coder.code(layer, expert, source, Learnt::Evidence(&evidence))?;
+            return Ok((Some(output), coded));
+        }
+        let dims = (model.spec().hidden, inter);
+        let fresh = calibrating.map(|(pass, mlp)| calibration::run_expert(isa, pass, expert, mlp, dims));
+        let (output, fresh) = fresh.transpose()?.unzip();
+        let stats = fresh.as_ref().or_else(|| self.stored.as_ref()?.get(expert));
+        let coded = self.coder.code(layer, expert, source, stats.map_or(Learnt::Nothing, Learnt::Stats))?;
+        Ok((output, coded))
     }
 }
 
@@ -175,7 +201,7 @@ struct Taken<'p> {
 impl Taken<'_> {
     fn add(&mut self, expert: usize, turn: &Turn) -> Result<()> {
         if let Some(bank) = &mut self.bank {
-            bank.write(expert, &turn.coded.expert, &turn.coded.sums)?;
+            bank.write(expert, &turn.coded)?;
         }
         if let (Some(sum), Some(output)) = (&mut self.calibration, &turn.calibrated) {
             sum.add(output);

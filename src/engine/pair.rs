@@ -90,7 +90,7 @@ impl Pair {
     pub fn leave(&mut self, layer: usize, overlap: Option<RoutingOverlap>) {
         let sums = SquareSums::of_stream(self.isa, &self.reference.hidden, &self.bundle.hidden);
         let routing_overlap = overlap.and_then(|o| o.mean());
-        self.layers.push(LayerDrift { layer, rel_error: sums.rel_error(), routing_overlap });
+        self.layers.push(LayerDrift { layer, rel_error: sums.rel_error(), routing_overlap, bits: None });
     }
 
     /// Compares the predictions.

@@ -94,7 +94,7 @@ fn recipe_value(job: &Job<'_>) -> Value {
 
 fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {
     let (model, stop) = (job.model, &session.stop);
-    let recipe = recipe_value(&job);
+    let (kept, recipe) = (recipe_value(&job), job.recipe);
     let sources: Vec<_> =
         model.files().iter().map(|f| (f.name.clone(), f.path.clone(), f.fingerprint.bytes)).collect();
     let paths = sources.iter().map(|(_, path, _)| path.clone()).collect();
@@ -112,7 +112,9 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         model.check_unchanged()?;
         let entry = |((path, _, bytes), sha256)| FileEntry { path, bytes, sha256 };
         let sources = sources.into_iter().zip(hashes).map(entry).collect();
-        let manifest = writer::manifest(model, Pieces { trunk, layers, side, sources, recipe, align });
+        let pieces = Pieces { trunk, layers, side, sources, recipe: kept, align };
+        let mut manifest = writer::manifest(model, pieces);
+        writer::fill_up(&mut manifest, recipe)?;
         Ok::<_, Error>((manifest, drift, notes))
     })?;
     manifest.write(workspace.dir())?;

@@ -1,15 +1,18 @@
 //! What a recipe makes of a model, in bytes, from shapes alone: nothing is read but headers.
 
-use moepack_convert::Model;
 use moepack_convert::spec::Part;
+use moepack_convert::{Model, StoredPart};
 use moepack_format::bank::{PLANE_HEADER_BYTES, TABLE_HEADER_BYTES};
 use moepack_format::index::ROW_BYTES;
+use moepack_format::trunk::{TRUNK_BYTES_DEFAULT, split_trunk, trunk_file_bytes};
 use moepack_format::{Context, Error, Kind, PlaneSpec, Result, TENSOR_ALIGN};
+use moepack_quant::CodecRef;
 
-use crate::recipe::{Choice, Choices, MATRICES, matrix_name, moe_layers};
+use crate::recipe::{Choice, Choices, MATRICES, Recipe, matrix_name, moe_layers};
 
-/// Manifest bytes, and those of a file, a layer, and an expert's usage count.
-const MANIFEST_BYTES: [u64; 4] = [4096, 400, 700, 24];
+mod manifest;
+
+pub use manifest::CalibrationSize;
 
 /// Bytes of a whole bundle.
 #[derive(Clone, Debug, Default)]
@@ -18,12 +21,14 @@ pub struct Sizes {
     pub source_bytes: u64,
     /// Bytes of the trunk's tensors.
     pub trunk_bytes: u64,
-    /// Number of these tensors.
-    n_trunk_tensors: u64,
+    /// Bytes of each trunk file.
+    trunk_files: Vec<u64>,
     /// Bytes of the side files.
     pub side_bytes: u64,
-    n_side_files: u64,
-    n_sources: u64,
+    /// Bytes of the manifest, at most.
+    pub manifest_bytes: u64,
+    /// Bytes by which the manifest is filled up to what the recipe was made for.
+    pub fill_bytes: u64,
     align: u64,
     /// MoE layers, ascending.
     pub layers: Vec<LayerSizes>,
@@ -46,6 +51,8 @@ pub struct LayerSizes {
     pub payload_bytes: u64,
     /// Bytes of all records with their padding.
     pub record_bytes: u64,
+    /// Bytes of the largest record with its padding.
+    pub record_bytes_max: u64,
     /// Number of planes.
     pub n_planes: usize,
     /// Gate, up and down.
@@ -70,15 +77,19 @@ impl Sizes {
     ///
     /// # Errors
     /// A matrix that its codec cannot hold; all of them are listed (kind `Plan`).
-    pub fn of(model: &Model, choices: &Choices, align: u64) -> Result<Sizes> {
+    pub fn of(
+        model: &Model,
+        recipe: &Recipe,
+        choices: &Choices,
+        calibrated: Option<CalibrationSize>,
+    ) -> Result<Sizes> {
         let side = model.side_files(&mut Vec::new())?;
+        let align = recipe.align;
         let mut sizes = Sizes {
             align,
             trunk_bytes: model.trunk_tensors().iter().map(|t| t.bytes).sum(),
-            n_trunk_tensors: model.trunk_tensors().len() as u64,
+            trunk_files: trunk_files(model)?,
             side_bytes: side.iter().map(|f| f.bytes).sum(),
-            n_side_files: side.len() as u64,
-            n_sources: model.files().len() as u64,
             ..Sizes::default()
         };
         let mut impossible = Vec::new();
@@ -88,6 +99,8 @@ impl Sizes {
         }
         refuse(&impossible)?;
         sizes.source_bytes = sizes.trunk_bytes + sizes.layers.iter().map(|l| l.source_bytes).sum::<u64>();
+        sizes.manifest_bytes = manifest::manifest_bytes(model, recipe, choices, &sizes, calibrated)?;
+        sizes.fill_bytes = recipe.fill_bytes(sizes.bundle_bytes());
         Ok(sizes)
     }
 
@@ -104,10 +117,8 @@ impl Sizes {
             MATRICES.map(|part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 }).to_vec();
         for expert in 0..n_experts {
             let (mut source, mut coded, mut record) = (0, 0, 0_u64);
-            for stored in model.expert_parts(layer, expert)? {
+            for (stored, codec) in coded_parts(model, choices, layer, expert)? {
                 source += plane_bytes(&stored.codec.planes(stored.rows, stored.cols)?)?;
-                let choice = choices.of_part(layer, expert, stored.part)?;
-                let codec = if let Choice::Codec(codec) = choice { codec } else { &stored.codec };
                 let planes = match codec.planes(stored.rows, stored.cols) {
                     Ok(planes) => planes,
                     Err(e) => {
@@ -116,16 +127,16 @@ impl Sizes {
                     }
                 };
                 sizes.n_planes += planes.len();
-                for plane in &planes {
-                    record = record.next_multiple_of(TENSOR_ALIGN) + plane.bytes()?;
-                }
+                record = record_end(record, &planes)?;
                 let bytes = plane_bytes(&planes)?;
                 coded += bytes;
                 sizes.add(stored.part, &codec.name(), (stored.rows * stored.cols) as u64, bytes);
             }
             sizes.source_bytes += source;
             sizes.payload_bytes += coded;
-            sizes.record_bytes += record.next_multiple_of(align);
+            let record = record.next_multiple_of(align);
+            sizes.record_bytes += record;
+            sizes.record_bytes_max = sizes.record_bytes_max.max(record);
             self.expert_source_bytes_max = self.expert_source_bytes_max.max(source);
             self.expert_coded_bytes_max = self.expert_coded_bytes_max.max(coded);
         }
@@ -157,25 +168,61 @@ impl Sizes {
         self.layers.iter().map(|l| l.payload_bytes).sum()
     }
 
-    /// Bytes of the bundle, the manifest too; headers and manifest are what they are at most.
-    pub fn bundle_bytes(&self) -> u64 {
-        // A trunk's header takes less for a tensor than a bank's.
-        let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
-        let trunk = self.trunk_bytes
-            + self.n_trunk_tensors * (PLANE_HEADER_BYTES + TENSOR_ALIGN)
-            + TABLE_HEADER_BYTES;
-        let n_files = self.layers.len() as u64 + self.n_side_files + self.n_sources + 1;
-        let counts = [1, n_files, self.layers.len() as u64, self.n_experts()];
-        let manifest: u64 = counts.iter().zip(MANIFEST_BYTES).map(|(n, bytes)| n * bytes).sum();
-        banks + trunk + self.side_bytes + manifest
+    /// Bits of the routed experts' planes for each of their weights; 0 where there are none.
+    pub fn bits_each(&self) -> f64 {
+        crate::engine::writer::bits_each(self.payload_bytes(), self.expert_weights())
     }
+
+    /// Bytes of all records with their padding.
+    pub fn record_bytes(&self) -> u64 {
+        self.layers.iter().map(|l| l.record_bytes).sum()
+    }
+
+    /// Bytes of the bundle, the manifest too. What codecs write at most counts, and the widest manifest.
+    pub fn bundle_bytes(&self) -> u64 {
+        let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
+        banks + self.trunk_files.iter().sum::<u64>() + self.side_bytes + self.manifest_bytes + self.fill_bytes
+    }
+}
+
+/// How an expert is stored, and by which codec each of its parts will be.
+fn coded_parts(
+    model: &Model,
+    choices: &Choices,
+    layer: usize,
+    expert: usize,
+) -> Result<Vec<(StoredPart, CodecRef)>> {
+    let with_codec = |stored: StoredPart| {
+        let codec = match choices.of_part(layer, expert, stored.part)? {
+            Choice::Codec(codec) => codec.clone(),
+            Choice::Native => stored.codec.clone(),
+        };
+        Ok((stored, codec))
+    };
+    model.expert_parts(layer, expert)?.into_iter().map(with_codec).collect()
+}
+
+/// Bytes of each trunk file.
+fn trunk_files(model: &Model) -> Result<Vec<u64>> {
+    let spec = |t: &moepack_convert::TrunkTensor| PlaneSpec::new(&t.name, t.dtype, &t.shape);
+    let specs: Vec<PlaneSpec> = model.trunk_tensors().iter().map(spec).collect();
+    let files = split_trunk(&specs, TRUNK_BYTES_DEFAULT)?.into_iter();
+    files.map(|range| trunk_file_bytes(specs.get(range).unwrap_or_default())).collect()
+}
+
+/// Where a record ends that ended at `end` before these planes were appended.
+///
+/// # Errors
+/// A plane beyond 64 bits.
+pub fn record_end(end: u64, planes: &[PlaneSpec]) -> Result<u64> {
+    planes.iter().try_fold(end, |end, plane| Ok(end.next_multiple_of(TENSOR_ALIGN) + plane.bytes()?))
 }
 
 impl LayerSizes {
     fn bank_bytes(&self, align: u64) -> u64 {
-        let header = TABLE_HEADER_BYTES + self.n_planes as u64 * PLANE_HEADER_BYTES;
+        let header = 8 + TABLE_HEADER_BYTES + self.n_planes as u64 * PLANE_HEADER_BYTES;
         let index = (self.n_experts * ROW_BYTES) as u64;
-        header.next_multiple_of(align) + align + index.next_multiple_of(align) + self.record_bytes
+        header.next_multiple_of(align) + index.next_multiple_of(align) + self.record_bytes
     }
 
     fn add(&mut self, part: Part, codec: &str, weights: u64, bytes: u64) {

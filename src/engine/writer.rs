@@ -3,21 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::{CodedExpert, FiniteCheck, Model};
+use moepack_convert::{FiniteCheck, Model};
 use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
 use moepack_format::manifest::{
-    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, Provenance, Tool,
-    Totals, TrunkEntry,
+    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, PerExpert,
+    ProjectionEntry, Provenance, Tool, Totals, TrunkEntry, four_digits,
 };
 use moepack_format::trunk::{FileSummary, TRUNK_BYTES_DEFAULT, TrunkWriter, split_trunk, trunk_name};
 use moepack_format::{Context, Error, InputFile, PlaneSpec, Result, atomic};
 
 use moepack_verify::drift::SquareSums;
 
+use crate::engine::coder::{Coded, MatrixNote};
+use crate::engine::evidence::Source;
 use crate::engine::workspace::Workspace;
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 use crate::stop::Stop;
 
+/// The solver that codes what another codes worse.
+const FALLBACK: &str = "rtn";
 /// Bytes of a trunk tensor copied at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// The note about the trunk in a workspace.
@@ -72,6 +77,8 @@ pub struct BankSink {
     /// For each part the codec of each expert so far.
     codecs: BTreeMap<String, Vec<String>>,
     sums: SquareSums,
+    /// How the matrices of each projection were coded so far.
+    notes: BTreeMap<String, Vec<MatrixNote>>,
 }
 
 impl BankSink {
@@ -91,26 +98,30 @@ impl BankSink {
         let (layer_id, n) =
             (u32::try_from(layer).map_err(too_many)?, u32::try_from(n_experts).map_err(too_many)?);
         let writer = BankWriter::create(&dir.join(bank_name(layer_id)), layer_id, n, align, n_planes)?;
-        Ok(BankSink { writer, layer: layer_id, codecs: BTreeMap::new(), sums: SquareSums::default() })
+        let (codecs, notes) = (BTreeMap::new(), BTreeMap::new());
+        Ok(BankSink { writer, layer: layer_id, codecs, sums: SquareSums::default(), notes })
     }
 
     /// Appends an expert; experts come in order.
     ///
     /// # Errors
     /// A failed write.
-    pub fn write(&mut self, index: usize, expert: &CodedExpert, sums: &SquareSums) -> Result<()> {
-        let mut parts = Vec::with_capacity(expert.parts.len());
-        for part in &expert.parts {
+    pub fn write(&mut self, index: usize, coded: &Coded) -> Result<()> {
+        let mut parts = Vec::with_capacity(coded.expert.parts.len());
+        for part in &coded.expert.parts {
             let (codec, name) = (part.codec.name(), part.part.name());
             self.codecs.entry(name.to_owned()).or_default().push(codec.clone());
-            let specs = part.codec.planes(part.rows, part.cols)?;
+            let specs = part.codec.planes_of(part.rows, part.cols, &part.planes)?;
             let planes = specs.into_iter().zip(part.planes.iter().map(Vec::as_slice)).collect();
             let spec =
                 PartSpec { name: name.to_owned(), codec, rows: part.rows as u64, cols: part.cols as u64 };
             parts.push(PartBytes { spec, planes });
         }
         self.writer.write_expert(u32::try_from(index).unwrap_or(u32::MAX), &parts)?;
-        self.sums.add(sums);
+        self.sums.add(&coded.sums);
+        for note in &coded.notes {
+            self.notes.entry(note.part.name().to_owned()).or_default().push(*note);
+        }
         Ok(())
     }
 
@@ -120,7 +131,7 @@ impl BankSink {
     /// A failed write.
     pub fn finish(self, usage: Option<Vec<u64>>) -> Result<LayerNote> {
         let summary = self.writer.finish()?;
-        let codecs = self.codecs.into_iter().map(|(part, each)| (part, folded(each))).collect();
+        let codecs = self.codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect();
         let error = (self.sums.reference > 0.0).then(|| self.sums.relative());
         let entry = LayerEntry {
             layer: self.layer,
@@ -133,15 +144,24 @@ impl BankSink {
             usage,
             codecs,
             error,
+            experts: self.notes.into_iter().map(|(part, notes)| (part, projection(&notes))).collect(),
         };
         Ok(LayerNote { summary, entry })
     }
 }
 
-fn folded(each: Vec<String>) -> PartCodecs {
-    match each.first() {
-        Some(first) if each.iter().all(|c| c == first) => PartCodecs::Same(first.clone()),
-        _ => PartCodecs::Each(each),
+/// What the manifest says of a projection: a column for each figure, short enough for models of many experts.
+fn projection(notes: &[MatrixNote]) -> ProjectionEntry {
+    let error = |of: fn(&MatrixNote) -> Option<f64>| notes.iter().map(|n| of(n).map(four_digits)).collect();
+    let name = |of: fn(&MatrixNote) -> Option<&'static str>| {
+        PerExpert::folded(notes.iter().map(|n| of(n).map(str::to_owned)).collect())
+    };
+    ProjectionEntry {
+        bits: PerExpert::folded(notes.iter().map(|n| four_digits(n.bits)).collect()),
+        hessian_source: name(|n| n.hessian_source.map(Source::name)),
+        heldout_error: PerExpert::folded(error(|n| n.heldout_error)),
+        heldout_error_rtn: PerExpert::folded(error(|n| n.heldout_error_rtn)),
+        fallback: name(|n| n.fell_back.then_some(FALLBACK)),
     }
 }
 
@@ -235,6 +255,22 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         sha256: String::new(),
     }
 }
+
+/// Fills the manifest up with spaces until the bundle takes what its recipe was made for.
+///
+/// # Errors
+/// A manifest that cannot be written.
+pub fn fill_up(manifest: &mut Manifest, recipe: &Recipe) -> Result<()> {
+    let bytes = manifest.totals.bundle_bytes.saturating_add(manifest.to_text()?.len() as u64);
+    let fill = usize::try_from(recipe.fill_bytes(bytes)).unwrap_or(0);
+    if let (Some(spaces), Some(kept)) = (fill.checked_sub(FILL_KEY_BYTES), manifest.recipe.as_object_mut()) {
+        kept.insert("fill".to_owned(), " ".repeat(spaces).into());
+    }
+    Ok(())
+}
+
+/// What the key takes beside the spaces: a comma, a line break, the name and quotes.
+const FILL_KEY_BYTES: usize = ",\n    \"fill\": \"\"".len();
 
 /// Bits for each of `weights`; 0 where there are none.
 pub fn bits_each(bytes: u64, weights: u64) -> f64 {

@@ -27,7 +27,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
     for args in [
         &["quantize"][..],
         &["nonsense"],
-        &["quantize", "x", "-o", "y", "--codec", "int4", "--bits", "3"],
+        &["quantize", "x", "-o", "y", "--bits", "3", "--target-size", "1GiB"],
         &["quantize", "x", "-o", "y", "--memory", "3 bananas"],
         &["perplexity", "x"],
         &["verify", "x", "--reference", "y", "--max-kld", "-1"],
@@ -225,20 +225,16 @@ fn a_planned_recipe_can_be_edited_and_used() {
 }
 
 #[test]
-fn budgets_are_met_from_below() {
+fn fixed_rates_come_near_a_budget_from_below() {
     let dir = tempfile::tempdir().unwrap();
     for bits in ["2.3", "3.1", "4.0", "6.5"] {
-        let args = ["quantize", &tiny(), "-o", "q", "--bits", bits, "--overwrite", "--json"];
+        let args =
+            ["quantize", &tiny(), "-o", "q", "--codec", "int", "--bits", bits, "--overwrite", "--json"];
         let bpw = json(&succeeds(dir.path(), &args))["bpw_experts"].as_f64().unwrap();
         let asked: f64 = bits.parse().unwrap();
-        assert!(bpw <= asked && bpw > asked - 0.3, "{bpw} bits for --bits {bits}");
+        assert!(bpw <= asked && bpw > asked - 0.1, "{bpw} bits for --bits {bits}");
     }
-    let args = ["quantize", &tiny(), "-o", "q", "--target-size", "3900KiB", "--align", "4096", "--overwrite"];
-    succeeds(dir.path(), &args);
-    let files = std::fs::read_dir(dir.path().join("q")).unwrap();
-    let bytes: u64 = files.map(|f| f.unwrap().metadata().unwrap().len()).sum();
-    assert!(bytes <= 3900 << 10 && bytes > 3500 << 10, "{bytes} bytes");
-    for (option, value) in [("--bits", "1.2"), ("--target-size", "2MiB")] {
+    for (option, value) in [("--bits", "0.9"), ("--target-size", "2MiB")] {
         let run = moepack(dir.path(), &["quantize", &tiny(), "-o", "q3", option, value]);
         assert_eq!(run.code, Some(78), "{}", run.stderr);
         assert!(!dir.path().join("q3").exists() && !dir.path().join("q3.partial").exists());

@@ -51,7 +51,9 @@ fn nothing_changes_a_calibrated_bundle() {
         quantize(work.path(), name, MODEL, environment, &args)
     };
     let one = of("one", &[], "1");
-    assert_same(&one, &of("two", &[], "2"), "2 threads");
+    for threads in ["2", "7"] {
+        assert_same(&one, &of(threads, &[], threads), &format!("{threads} threads"));
+    }
     for isa in ["scalar", "avx2"] {
         assert_same(&one, &of(isa, &[("MOEPACK_ISA", isa)], "2"), isa);
     }

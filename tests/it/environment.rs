@@ -128,7 +128,7 @@ fn a_budget_that_cannot_be_met_names_the_nearest_that_can() {
     let with = |option: &str, value: &str| {
         moepack(work.path(), &["plan", fixture("tiny-deepseek-v3").to_str().unwrap(), option, value])
     };
-    for (option, value) in [("--bits", "1.2"), ("--target-size", "1MiB")] {
+    for (option, value) in [("--bits", "0.9"), ("--target-size", "1MiB")] {
         let refused = with(option, value);
         assert_eq!(refused.code, Some(78), "{}", refused.stderr);
         let nearest = refused.stderr.trim().rsplit(' ').next().unwrap().to_owned();

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod budgets;
+mod calibrated;
 mod cli;
 mod determinism;
 mod drift;

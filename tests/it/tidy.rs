@@ -44,6 +44,7 @@ const DOCUMENTS: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
+    "docs/allocation.md",
     "format/SPEC.md",
     "quant/README.md",
     "verify/BASELINE.md",

@@ -229,6 +229,28 @@ impl DriftReport {
     }
 }
 
+/// What the tables of experts show.
+const EXPERT_COLUMNS: [&str; 7] =
+    ["layer", "expert", "tokens", "rel. error", "bits", "calibration", "fallback"];
+
+fn expert_cells(e: &ExpertDrift, error: f64) -> Vec<String> {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    vec![
+        e.layer.to_string(),
+        e.expert.to_string(),
+        e.tokens.to_string(),
+        number(error),
+        bits(e.bits),
+        or_dash(e.calibration_tokens.map(|n| n.to_string())),
+        or_dash(e.fallback.clone()),
+    ]
+}
+
+/// Bits per weight, for people.
+fn bits(bits: Option<f64>) -> String {
+    bits.map_or_else(|| "-".to_owned(), |b| format!("{b:.4}"))
+}
+
 /// Name, value with interval, and how people want it written.
 type Figure = (&'static str, Estimate, fn(f64) -> String);
 
@@ -353,9 +375,22 @@ mod tests {
         let mut report = DriftReport::new(&summary, 9);
         report.bundle = "tiny.moepack".to_owned();
         report.reference = "tiny".to_owned();
-        let layer = |layer, rel_error, routing_overlap| LayerDrift { layer, rel_error, routing_overlap };
+        let layer = |layer, rel_error, routing_overlap| LayerDrift {
+            layer,
+            rel_error,
+            routing_overlap,
+            bits: routing_overlap.map(|_| 4.25),
+        };
         report.layers = vec![layer(0, 0.001, None), layer(1, 0.0125, Some(0.9375))];
-        let expert = |expert, tokens, rel_error| ExpertDrift { layer: 1, expert, tokens, rel_error };
+        let expert = |expert, tokens, rel_error| ExpertDrift {
+            layer: 1,
+            expert,
+            tokens,
+            rel_error,
+            bits: Some(4.25),
+            calibration_tokens: Some(7 * tokens),
+            fallback: (expert == 2).then(|| "up_proj".to_owned()),
+        };
         report.experts = vec![expert(0, 20, Some(0.05)), expert(1, 0, None), expert(2, 12, Some(0.07))];
         (report.bpw_experts, report.bpw_total) = (Some(4.25), Some(5.5));
         report
@@ -376,8 +411,8 @@ mod tests {
             assert!(json.get(key).is_some(), "{key} is missing");
         }
         for (list, keys) in [
-            ("layers", "layer rel_error routing_overlap"),
-            ("experts", "layer expert tokens rel_error"),
+            ("layers", "layer rel_error routing_overlap bits"),
+            ("experts", "layer expert tokens rel_error bits calibration_tokens fallback"),
             ("gates", "name limit value passed"),
         ] {
             for key in keys.split_whitespace() {
@@ -417,14 +452,14 @@ perplexity reference     11.44  11.44 … 11.44
 perplexity bundle        13.80  10.68 … 17.85
 perplexity ratio       1.20623  0.93306 … 1.55937
 
-layer  rel. error  routing overlap
-    0    0.001000            dense
-    1     0.01250          93.75 %
+layer  rel. error  routing overlap    bits
+    0    0.001000            dense       -
+    1     0.01250          93.75 %  4.2500
 
 worst of 3 experts (1 got no token)
-layer  expert  tokens  rel. error
-    1       2      12     0.07000
-    1       0      20     0.05000
+layer  expert  tokens  rel. error    bits  calibration  fallback
+    1       2      12     0.07000  4.2500           84  up_proj
+    1       0      20     0.05000  4.2500          140  -
 
 bits per weight: 4.2500 experts, 5.5000 in all
 

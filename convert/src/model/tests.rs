@@ -488,6 +488,7 @@ fn write_bundle(model: &Model, dir: &Path) {
             usage: None,
             codecs: [("gate_proj".to_owned(), PartCodecs::Same("bf16".to_owned()))].into(),
             error: None,
+            experts: std::collections::BTreeMap::new(),
         });
     }
     let specs: Vec<_> =

@@ -91,7 +91,11 @@ fn what_the_manifest_says_of_a_bank_is_compared() {
         let e = Bundle::open(&small.dir).unwrap().bank(1).map(|_| ()).unwrap_err();
         assert!(e.what().starts_with(what), "{e}");
     };
-    refuse(|l| (l.n_experts, l.usage) = (4, None), "n_experts is 3, the manifest says 4");
+    let fewer = |l: &mut LayerEntry| {
+        (l.n_experts, l.usage) = (4, None);
+        l.experts.clear();
+    };
+    refuse(fewer, "n_experts is 3, the manifest says 4");
     refuse(|l| l.max_record_bytes += 1, "max_record_bytes is 4096, the manifest says 4097");
     refuse(|l| l.payload_bytes += 1, "payload_bytes is 2115, the manifest says 2116");
     refuse(|l| l.record_stride = None, "record_stride is 4096, the manifest says 0");

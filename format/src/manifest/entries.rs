@@ -63,16 +63,86 @@ pub struct LayerEntry {
     pub codecs: BTreeMap<String, PartCodecs>,
     /// Relative squared error of the layer's expert weights against the checkpoint, if it was measured.
     pub error: Option<f64>,
+    /// How the experts' matrices were coded, by projection.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: BTreeMap<String, ProjectionEntry>,
 }
 
 /// The codec of one part of a layer's experts.
+pub type PartCodecs = PerExpert<String>;
+
+/// Something that each expert of a layer has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum PartCodecs {
+pub enum PerExpert<T> {
     /// All experts have this one.
-    Same(String),
+    Same(T),
     /// One for each expert.
-    Each(Vec<String>),
+    Each(Vec<T>),
+}
+
+/// How one projection of a layer's experts was coded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProjectionEntry {
+    /// Bits per weight, every scale and table counted.
+    pub bits: PerExpert<f64>,
+    /// Whose inputs the solver's Hessian was made of: `own`, `shrunk` or `pooled`. Null where it had none.
+    #[serde(default, skip_serializing_if = "PerExpert::is_nothing")]
+    pub hessian_source: PerExpert<Option<String>>,
+    /// Squared error of the output over held-out inputs, relative to the output. Null where nothing was held out.
+    #[serde(default, skip_serializing_if = "PerExpert::is_nothing")]
+    pub heldout_error: PerExpert<Option<f64>>,
+    /// The same of plain rounding with the same codec.
+    #[serde(default, skip_serializing_if = "PerExpert::is_nothing")]
+    pub heldout_error_rtn: PerExpert<Option<f64>>,
+    /// The solver that was used instead, because it was better on held-out inputs.
+    #[serde(default, skip_serializing_if = "PerExpert::is_nothing")]
+    pub fallback: PerExpert<Option<String>>,
+}
+
+impl<T: PartialEq> PerExpert<T> {
+    /// From one for each expert.
+    pub fn folded(mut each: Vec<T>) -> PerExpert<T> {
+        match each.split_first() {
+            Some((first, rest)) if rest.iter().all(|v| v == first) => PerExpert::Same(each.swap_remove(0)),
+            _ => PerExpert::Each(each),
+        }
+    }
+}
+
+impl<T> PerExpert<T> {
+    /// That of one expert; `None` beyond the last of a list.
+    pub fn of(&self, expert: usize) -> Option<&T> {
+        match self {
+            PerExpert::Same(value) => Some(value),
+            PerExpert::Each(each) => each.get(expert),
+        }
+    }
+
+    /// Entries of the list, if it is one.
+    pub(super) fn n_listed(&self) -> Option<usize> {
+        match self {
+            PerExpert::Same(_) => None,
+            PerExpert::Each(each) => Some(each.len()),
+        }
+    }
+}
+
+impl<T> PerExpert<Option<T>> {
+    fn is_nothing(&self) -> bool {
+        matches!(self, PerExpert::Same(None))
+    }
+}
+
+impl<T> Default for PerExpert<Option<T>> {
+    fn default() -> Self {
+        PerExpert::Same(None)
+    }
+}
+
+/// A measured number with the four significant digits that a manifest keeps.
+pub fn four_digits(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 /// A trunk file.

@@ -145,8 +145,27 @@ fn contradictions() {
         |m| drop(m.layers[0].codecs.insert("up_proj".to_owned(), each)),
         "layer 1 has 1 codecs of up_proj",
     );
+    let one = PerExpert::Each(vec![Some(0.5)]);
+    refused(
+        |m| m.layers[0].experts.get_mut("gate_proj").unwrap().heldout_error = one,
+        "layer 1 has 1 values of gate_proj",
+    );
     refused(|m| m.layers[0].bank = "x".to_owned(), r#""x" is used twice or not among the files"#);
     refused(|m| m.trunk[1] = m.trunk[0].clone(), r#""trunk-00001-of-00002.safetensors" is used twice"#);
+}
+
+#[test]
+fn what_each_expert_has_is_one_line_and_folded_where_all_are_alike() {
+    let text = SmallBundle::new().manifest.to_text().unwrap();
+    for line in [
+        r#"      "usage": [5,6,7],"#,
+        r#"      "experts": {"gate_proj":{"bits":4.25,"hessian_source":["own",null,"pooled"],"heldout_error":"#,
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(PerExpert::folded(vec![1, 1]), PerExpert::Same(1));
+    assert_eq!(PerExpert::folded(vec![1, 2]), PerExpert::Each(vec![1, 2]));
+    assert_eq!([1.234_56e-9, 0.0, 12_345.6].map(four_digits), [1.235e-9, 0.0, 12_350.0]);
 }
 
 #[test]

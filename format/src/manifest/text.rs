@@ -1,6 +1,9 @@
 //! The text of a manifest: its hash, its version, and where its JSON goes wrong.
 
-use serde::Deserialize;
+use std::io::{Result as IoResult, Write};
+
+use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::{FEATURES, FORMAT_VERSION, FormatVersion};
@@ -68,6 +71,80 @@ pub(super) fn check_version(text: &[u8]) -> Result<()> {
             Err(Error::bad_data(what).hint("use a newer moepack"))
         }
         None => Ok(()),
+    }
+}
+
+/// JSON with a line for each file and for each field of a layer: what lies deeper, such as a number for each expert, stands
+/// in one line.
+pub(super) fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let lines = Lines { pretty: PrettyFormatter::new(), depth: 0 };
+    let written = value.serialize(&mut Serializer::with_formatter(&mut text, lines));
+    written.map_err(|e| Error::bad_data(format!("cannot write JSON: {e}")))?;
+    Ok(text)
+}
+
+/// Lists and objects down to here have a line for each of their values.
+const LINES_DEPTH: usize = 3;
+
+struct Lines {
+    pretty: PrettyFormatter<'static>,
+    /// Of the list or object that is open.
+    depth: usize,
+}
+
+impl Lines {
+    fn in_line(&self) -> bool {
+        self.depth > LINES_DEPTH
+    }
+
+    /// What comes between two values in one line.
+    fn comma<W: ?Sized + Write>(out: &mut W, first: bool) -> IoResult<()> {
+        out.write_all(if first { b"" } else { b"," })
+    }
+}
+
+impl Formatter for Lines {
+    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        self.depth += 1;
+        if self.in_line() { out.write_all(b"[") } else { self.pretty.begin_array(out) }
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        let in_line = self.in_line();
+        self.depth -= 1;
+        if in_line { out.write_all(b"]") } else { self.pretty.end_array(out) }
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> IoResult<()> {
+        if self.in_line() { Lines::comma(out, first) } else { self.pretty.begin_array_value(out, first) }
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        if self.in_line() { Ok(()) } else { self.pretty.end_array_value(out) }
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        self.depth += 1;
+        if self.in_line() { out.write_all(b"{") } else { self.pretty.begin_object(out) }
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        let in_line = self.in_line();
+        self.depth -= 1;
+        if in_line { out.write_all(b"}") } else { self.pretty.end_object(out) }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> IoResult<()> {
+        if self.in_line() { Lines::comma(out, first) } else { self.pretty.begin_object_key(out, first) }
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        if self.in_line() { out.write_all(b":") } else { self.pretty.begin_object_value(out) }
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
+        if self.in_line() { Ok(()) } else { self.pretty.end_object_value(out) }
     }
 }
 

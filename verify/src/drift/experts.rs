@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::stream::SquareSums;
 
 /// Drift of one expert, as the report has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ExpertDrift {
     /// Index of the layer in the backbone.
     pub layer: usize,
@@ -18,6 +19,12 @@ pub struct ExpertDrift {
     pub tokens: u64,
     /// Relative error of its output over these tokens; none if there are none.
     pub rel_error: Option<f64>,
+    /// Bits per weight of its matrices, where the bundle knows them.
+    pub bits: Option<f64>,
+    /// Calibration tokens that were routed to it, where it was calibrated.
+    pub calibration_tokens: Option<u64>,
+    /// Its projections that were not coded by the recipe's solver, since plain rounding was better; none if there are none.
+    pub fallback: Option<String>,
 }
 
 /// Sums of one expert's error. Fed in token order.
@@ -45,7 +52,7 @@ impl ExpertError {
     /// The row of the report.
     pub fn drift(&self, layer: usize, expert: usize) -> ExpertDrift {
         let rel_error = (self.tokens > 0).then(|| self.sums.rel_error());
-        ExpertDrift { layer, expert, tokens: self.tokens, rel_error }
+        ExpertDrift { layer, expert, tokens: self.tokens, rel_error, ..ExpertDrift::default() }
     }
 }
 

@@ -12,7 +12,7 @@ use super::rows;
 const PIECE: usize = 1 << 16;
 
 /// Drift of one layer, as the report has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LayerDrift {
     /// Index of the layer in the backbone.
     pub layer: usize,
@@ -21,6 +21,9 @@ pub struct LayerDrift {
     pub rel_error: f64,
     /// Mean over tokens of the share of experts chosen by both; none in a dense layer.
     pub routing_overlap: Option<f64>,
+    /// Bits per weight of its experts; none in a dense layer.
+    #[serde(default)]
+    pub bits: Option<f64>,
 }
 
 /// ‖b − a‖² and ‖a‖², to be added up over pieces in a fixed order.

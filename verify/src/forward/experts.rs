@@ -79,6 +79,17 @@ impl GatedMlp {
         out: &mut [f32],
         scratch: &'s mut Scratch,
     ) -> &'s [f32] {
+        let a = self.inner_in(isa, x, scratch);
+        self.down.apply(isa, a, out);
+        a
+    }
+
+    /// What goes into `down` for inputs `x`, `[t, hidden]`: `[t, inter]`.
+    pub fn inner(&self, isa: Isa, x: &[f32]) -> Vec<f32> {
+        self.inner_in(isa, x, &mut Scratch::default()).to_vec()
+    }
+
+    fn inner_in<'s>(&self, isa: Isa, x: &[f32], scratch: &'s mut Scratch) -> &'s [f32] {
         let t = x.len() / self.down.n();
         let gate = sized(&mut scratch.gate, t * self.gate.n()); // [t, inter]
         let up = sized(&mut scratch.up, t * self.up.n()); // [t, inter]
@@ -88,7 +99,6 @@ impl GatedMlp {
             Activation::Silu => math::silu_mul(isa, gate, up),
             Activation::ClampedSwish { alpha, limit } => math::clamped_swish(isa, gate, up, alpha, limit),
         }
-        self.down.apply(isa, gate, out);
         gate
     }
 }

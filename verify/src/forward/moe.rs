@@ -135,6 +135,23 @@ impl<'a> MoePass<'a> {
         (x, a)
     }
 
+    /// What goes into gate and up of whatever expert gets these tokens, `[tokens.len(), hidden]`.
+    ///
+    /// # Panics
+    /// A token beyond the stream's.
+    pub fn inputs(&self, tokens: &[u32]) -> Vec<f32> {
+        let mut x = vec![0.0; tokens.len() * self.stream.width];
+        for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(self.stream.width)) {
+            self.normed(token as usize, x);
+        }
+        x
+    }
+
+    /// Tokens of the stream.
+    pub fn n_tokens(&self) -> usize {
+        self.stream.n_tokens()
+    }
+
     /// The norm of a token's row.
     fn normed(&self, token: usize, out: &mut [f32]) {
         self.layer.mlp_norm.with_factor(self.layer.isa, self.stream.row(token), self.factors[token], out);

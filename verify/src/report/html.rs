@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use moepack_format::error::printable;
 
-use super::{DriftReport, Estimate, Unit, number, percent};
+use super::{DriftReport, EXPERT_COLUMNS, Estimate, Unit, bits, expert_cells, number, percent};
 
 /// Experts in the table, the worst first.
 const EXPERTS_SHOWN: usize = 50;
@@ -126,7 +126,8 @@ fn layers(report: &DriftReport) -> String {
     let overlaps: Vec<(usize, f64)> =
         report.layers.iter().filter_map(|l| Some((l.layer, l.routing_overlap?))).collect();
     let rows = report.layers.iter().map(|l| {
-        vec![l.layer.to_string(), number(l.rel_error), l.routing_overlap.map_or("dense".to_owned(), percent)]
+        let overlap = l.routing_overlap.map_or("dense".to_owned(), percent);
+        vec![l.layer.to_string(), number(l.rel_error), overlap, bits(l.bits)]
     });
     format!(
         "<h2>Where in the model it comes from</h2>\n\
@@ -136,7 +137,7 @@ fn layers(report: &DriftReport) -> String {
          <details><summary>As a table</summary>\n{}</details>\n",
         chart("relative error by layer", &errors, number),
         chart("routing overlap by layer", &overlaps, percent),
-        table(&["layer", "rel. error", "routing overlap"], rows, 0)
+        table(&["layer", "rel. error", "routing overlap", "bits"], rows, 0)
     )
 }
 
@@ -146,9 +147,7 @@ fn experts(report: &DriftReport) -> String {
         return String::new();
     }
     let starved = report.experts.iter().filter(|e| e.tokens == 0).count();
-    let rows = worst.iter().map(|(e, error)| {
-        vec![e.layer.to_string(), e.expert.to_string(), e.tokens.to_string(), number(*error)]
-    });
+    let rows = worst.iter().map(|(e, error)| expert_cells(e, *error).iter().map(|c| escape(c)).collect());
     format!(
         "<h2>Which experts lost most</h2>\n\
          <p>Error of an expert's output relative to its size, over the tokens that the original sends to it; the \
@@ -156,7 +155,7 @@ fn experts(report: &DriftReport) -> String {
          known about them.</p>\n{}{}",
         report.experts.len(),
         chart("largest relative error of an expert by layer", &worst_by_layer(report), number),
-        table(&["layer", "expert", "tokens", "rel. error"], rows, 0)
+        table(&EXPERT_COLUMNS, rows, 0)
     )
 }
 

@@ -2,7 +2,7 @@
 
 use moepack_format::error::printable;
 
-use super::{DriftReport, PerplexityReport, ReferenceKind, Unit, number};
+use super::{DriftReport, EXPERT_COLUMNS, PerplexityReport, ReferenceKind, Unit, bits, expert_cells, number};
 
 /// Experts shown, the worst first; JSON and HTML have them all or more.
 const EXPERTS_SHOWN: usize = 10;
@@ -85,12 +85,12 @@ fn layers(report: &DriftReport) -> String {
     if report.layers.is_empty() {
         return String::new();
     }
-    let mut rows = vec![vec!["layer".to_owned(), "rel. error".to_owned(), "routing overlap".to_owned()]];
+    let mut rows = vec![["layer", "rel. error", "routing overlap", "bits"].map(str::to_owned).to_vec()];
     for layer in &report.layers {
         let overlap = layer.routing_overlap.map_or("dense".to_owned(), super::percent);
-        rows.push(vec![layer.layer.to_string(), number(layer.rel_error), overlap]);
+        rows.push(vec![layer.layer.to_string(), number(layer.rel_error), overlap, bits(layer.bits)]);
     }
-    align(&rows, "rrr") + "\n"
+    align(&rows, "rrrr") + "\n"
 }
 
 fn experts(report: &DriftReport) -> String {
@@ -99,12 +99,10 @@ fn experts(report: &DriftReport) -> String {
         return String::new();
     }
     let starved = report.experts.iter().filter(|e| e.tokens == 0).count();
-    let mut rows = vec![["layer", "expert", "tokens", "rel. error"].map(str::to_owned).to_vec()];
-    for (e, error) in &worst {
-        rows.push(vec![e.layer.to_string(), e.expert.to_string(), e.tokens.to_string(), number(*error)]);
-    }
+    let mut rows = vec![EXPERT_COLUMNS.map(str::to_owned).to_vec()];
+    rows.extend(worst.iter().map(|(e, error)| expert_cells(e, *error)));
     let n = report.experts.len();
-    format!("worst of {n} experts ({starved} got no token)\n{}\n", align(&rows, "rrrr"))
+    format!("worst of {n} experts ({starved} got no token)\n{}\n", align(&rows, "rrrrrrl"))
 }
 
 fn sizes(report: &DriftReport) -> String {
