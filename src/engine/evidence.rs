@@ -226,8 +226,8 @@ enum Use {
 impl Split {
     /// Holds out some of an expert's own tokens, or, where these are too few, those that the pool holds out.
     fn of(tokens: &[Assigned], pool_held_out: &[u32]) -> Split {
-        let mean_square =
-            tokens.iter().map(|t| f64::from(t.weight).powi(2)).sum::<f64>() / tokens.len() as f64;
+        let mean_square = tokens.iter().map(|t| f64::from(t.weight) * f64::from(t.weight)).sum::<f64>()
+            / tokens.len() as f64;
         let factor = (1.0 / mean_square.sqrt()) as f32;
         if !factor.is_finite() {
             // No token, or none that the router gives any weight: nothing of it reaches the output.
