@@ -16,6 +16,9 @@
 //! For gate and up the pool is an even sample of the layer's tokens. For down, whose columns mean something else in each
 //! expert, it is what this expert makes of such a sample. An expert without tokens has the pools alone.
 //!
+//! What goes into down is taken from gate and up as released. Taken from the coded ones it costs a second pass and gained
+//! nothing: mean KLD .01000 instead of .00997 for tiny-deepseek-v3 in int2-g64.
+//!
 //! Some tokens are held out: no Hessian has seen them, and they decide whether what the solver did is of use.
 
 use std::borrow::Cow;
