@@ -16,6 +16,9 @@
 //! For gate and up the pool is an even sample of the layer's tokens. For down, whose columns mean something else in each
 //! expert, it is what this expert makes of such a sample. An expert without tokens has the pools alone.
 //!
+//! What goes into down is taken from gate and up as released. Taken from the coded ones it costs a second pass and gained
+//! nothing: mean KLD .01000 instead of .00997 for tiny-deepseek-v3 in int2-g64.
+//!
 //! Some tokens are held out: no Hessian has seen them, and they decide whether what the solver did is of use.
 
 use std::borrow::Cow;
@@ -226,8 +229,8 @@ enum Use {
 impl Split {
     /// Holds out some of an expert's own tokens, or, where these are too few, those that the pool holds out.
     fn of(tokens: &[Assigned], pool_held_out: &[u32]) -> Split {
-        let mean_square =
-            tokens.iter().map(|t| f64::from(t.weight).powi(2)).sum::<f64>() / tokens.len() as f64;
+        let mean_square = tokens.iter().map(|t| f64::from(t.weight) * f64::from(t.weight)).sum::<f64>()
+            / tokens.len() as f64;
         let factor = (1.0 / mean_square.sqrt()) as f32;
         if !factor.is_finite() {
             // No token, or none that the router gives any weight: nothing of it reaches the output.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::drift::{Estimate, ExpertDrift, LayerDrift, LogitSummary, Unit, intervals};
 use crate::gates::{Gate, Limits};
 
+mod experts;
 pub mod html;
 mod table;
 
@@ -227,28 +228,6 @@ impl DriftReport {
         rows.truncate(n);
         rows
     }
-}
-
-/// What the tables of experts show.
-const EXPERT_COLUMNS: [&str; 7] =
-    ["layer", "expert", "tokens", "rel. error", "bits", "calibration", "fallback"];
-
-fn expert_cells(e: &ExpertDrift, error: f64) -> Vec<String> {
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    vec![
-        e.layer.to_string(),
-        e.expert.to_string(),
-        e.tokens.to_string(),
-        number(error),
-        bits(e.bits),
-        or_dash(e.calibration_tokens.map(|n| n.to_string())),
-        or_dash(e.fallback.clone()),
-    ]
-}
-
-/// Bits per weight, for people.
-fn bits(bits: Option<f64>) -> String {
-    bits.map_or_else(|| "-".to_owned(), |b| format!("{b:.4}"))
 }
 
 /// Name, value with interval, and how people want it written.

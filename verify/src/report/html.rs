@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use moepack_format::error::printable;
 
-use super::{DriftReport, EXPERT_COLUMNS, Estimate, Unit, bits, expert_cells, number, percent};
+use super::experts::{EXPERT_COLUMNS, bits, expert_cells};
+use super::{DriftReport, Estimate, Unit, number, percent};
 
 /// Experts in the table, the worst first.
 const EXPERTS_SHOWN: usize = 50;

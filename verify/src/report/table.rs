@@ -2,7 +2,8 @@
 
 use moepack_format::error::printable;
 
-use super::{DriftReport, EXPERT_COLUMNS, PerplexityReport, ReferenceKind, Unit, bits, expert_cells, number};
+use super::experts::{EXPERT_COLUMNS, bits, expert_cells};
+use super::{DriftReport, PerplexityReport, ReferenceKind, Unit, number};
 
 /// Experts shown, the worst first; JSON and HTML have them all or more.
 const EXPERTS_SHOWN: usize = 10;
