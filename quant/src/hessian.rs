@@ -91,7 +91,8 @@ pub fn output_error(isa: Isa, delta: Matrix<'_>, x: &[f32], weights: &[f32]) -> 
         let outputs = &mut outputs[..weights.len() * delta.rows];
         packed.matmul(isa, x, outputs);
         for (y, &g) in outputs.chunks(delta.rows.max(1)).zip(weights) {
-            total += f64::from(g).powi(2) * dot(y, y);
+            let g = f64::from(g);
+            total += g * g * dot(y, y);
         }
     }
     total

@@ -1,9 +1,11 @@
 //! What holds for every codec: run over each example of each row of [`CODECS`], so that a new one is tested on arrival.
 
 use moepack_format::Kind;
-use proptest::prelude::*;
 
 use super::*;
+
+mod any;
+mod columns;
 
 /// Shapes that every codec takes, and some that only those with ragged groups take.
 const SHAPES: &[(usize, usize)] =
@@ -302,142 +304,6 @@ fn scales_are_near_the_best_on_gaussian_weights() {
     }
 }
 
-#[test]
-fn columns_decode_to_what_was_said_at_every_level() {
-    for_all(|what, codec, w| {
-        let Some(expected) = by_columns(Isa::SCALAR, codec, w) else { return };
-        let found = decode_all(Isa::SCALAR, codec, &expected.0, w.rows, w.cols);
-        assert_same(what, &found, &expected.1);
-        for isa in Isa::available() {
-            let (planes, decoded) = by_columns(isa, codec, w).unwrap();
-            assert!(planes == expected.0, "{what}: {} wrote other bytes than scalar", isa.name());
-            assert_same(&format!("{what}, {}", isa.name()), &decoded, &expected.1);
-        }
-    });
-}
-
-#[test]
-fn codecs_with_scales_of_their_own_code_columns_as_the_whole() {
-    for_all(|what, codec, w| {
-        let name = codec.name();
-        let by_columns = by_columns(Isa::get(), codec, w);
-        if ["int", "mxfp4", "nvfp4", "fp8"].iter().any(|n| name.starts_with(n)) {
-            let roots: Vec<f32> = importance(w.cols).iter().map(|v| v.sqrt()).collect();
-            let expected = codec.encode(Isa::get(), w, Some(&roots)).unwrap();
-            assert!(by_columns.unwrap().0 == expected, "{what}");
-        }
-    });
-}
-
-#[test]
-fn columns_that_are_missing_or_no_numbers_are_refused() {
-    let (data, ones, order) = ([1.0; 192], [1.0; 96], (0..96).collect::<Vec<_>>());
-    let w = Matrix { rows: 2, cols: 96, data: &data };
-    let plan = ColumnPlan { order: &order, cost: &ones, importance: &ones };
-    for codec in all() {
-        let Some(mut coder) = codec.columns(Isa::get(), w, plan).unwrap() else { continue };
-        let name = codec.name();
-        assert!(coder.code(0, &[1.0, f32::NAN], &mut [0.0; 2]).is_err(), "{name}");
-        assert!(coder.code(0, &[1.0], &mut [0.0; 2]).is_err(), "{name}");
-        assert!(coder.code(96, &[1.0; 2], &mut [0.0; 2]).is_err(), "{name}");
-        for column in 0..95 {
-            coder.code(column, &[1.0; 2], &mut [0.0; 2]).unwrap();
-        }
-        let e = coder.finish().unwrap_err();
-        assert!(e.what().contains("95"), "{name}: {e}");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Planes are a stranger's bytes: any of them decode without panic, and to the same bits at every level.
-    #[test]
-    fn any_bytes_decode_alike(index in any::<prop::sample::Index>(), rows in 1usize..20, cols in 1usize..300, seed: u64) {
-        let all = all();
-        let codec = index.get(&all);
-        let Ok(specs) = codec.planes(rows, cols) else { return Ok(()) };
-        let mut r = Random(seed);
-        // Mostly noise, sometimes a plane of one byte only: 255 is NaN in most scale types.
-        let planes: Planes = specs
-            .iter()
-            .map(|s| {
-                let constant = [None, None, Some(255), Some(0x7f), Some(0)][(r.next() % 5) as usize];
-                (0..s.bytes().unwrap()).map(|_| constant.unwrap_or(r.next() as u8)).collect()
-            })
-            .collect();
-        decodes_alike(&**codec, &planes, rows, cols)?;
-    }
-
-    /// One byte of a coded matrix is another: it decodes without panic, and alike at every level, or is refused at every level.
-    #[test]
-    fn damaged_planes_decode_alike(
-        index in any::<prop::sample::Index>(), rows in 1usize..40, cols in 1usize..100, seed: u64, at: u32, flip in 1u8..,
-    ) {
-        let all = all();
-        let codec = index.get(&all);
-        if !takes(&**codec, rows, cols) { return Ok(()) }
-        let mut r = Random(seed);
-        let data: Vec<f32> = (0..rows * cols).map(|_| r.normal()).collect();
-        let mut planes = codec.encode(Isa::get(), Matrix { rows, cols, data: &data }, None).unwrap();
-        let n_planes = planes.len();
-        let plane = &mut planes[seed as usize % n_planes];
-        let at = at as usize % plane.len();
-        plane[at] ^= flip;
-        decodes_alike(&**codec, &planes, rows, cols)?;
-    }
-
-    /// Shapes and magnitudes nobody thought of.
-    #[test]
-    fn any_matrix_encodes_alike(
-        index in any::<prop::sample::Index>(), rows in 1usize..20, cols in 1usize..300, seed: u64, exponent in -60i32..17,
-    ) {
-        let all = all();
-        let codec = index.get(&all);
-        if !takes(&**codec, rows, cols) { return Ok(()) }
-        let mut r = Random(seed);
-        let scale = 2f32.powi(exponent);
-        let data: Vec<f32> = (0..rows * cols).map(|_| r.normal() * scale).collect();
-        let w = Matrix { rows, cols, data: &data };
-        let Ok(expected) = codec.encode(Isa::SCALAR, w, None) else { return Ok(()) };
-        for isa in Isa::available() {
-            prop_assert_eq!(&codec.encode(isa, w, None).unwrap(), &expected, "{} {}", codec.name(), isa.name());
-        }
-        let decoded = decode_all(Isa::get(), &**codec, &expected, rows, cols);
-        prop_assert!(decoded.iter().all(|v| v.is_finite()));
-    }
-}
-
-/// Every level decodes these bytes to the same bits, or refuses them.
-fn decodes_alike(
-    codec: &dyn Codec,
-    planes: &Planes,
-    rows: usize,
-    cols: usize,
-) -> std::result::Result<(), TestCaseError> {
-    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-    let decode = |isa| {
-        let mut out = vec![f32::from_bits(0x7fff_1234); rows * cols];
-        codec.decode(isa, &planes, rows, cols, 0, &mut out).map(|()| out)
-    };
-    let expected = decode(Isa::SCALAR);
-    prop_assert!(expected.is_ok() || has_rates(codec), "{} refuses bytes", codec.name());
-    for isa in Isa::available() {
-        let what = format!("{} [{rows}, {cols}], {}", codec.name(), isa.name());
-        match (&expected, decode(isa)) {
-            (Ok(expected), Ok(found)) => assert_same(&what, &found, expected),
-            (Err(_), Err(_)) => {}
-            _ => prop_assert!(false, "{what}: refused at one level only"),
-        }
-    }
-    Ok(())
-}
-
-/// Whether its planes are as long as the rate says, so that not every bytes are a matrix.
-fn has_rates(codec: &dyn Codec) -> bool {
-    codec.at_rate(2.0).is_some()
-}
-
 /// Calls `check` with every codec, every shape it takes and every content.
 fn for_all(check: impl Fn(&str, &dyn Codec, Matrix<'_>)) {
     for codec in all() {
@@ -450,20 +316,6 @@ fn for_all(check: impl Fn(&str, &dyn Codec, Matrix<'_>)) {
             }
         }
     }
-}
-
-/// Codes the columns of `w` from right to left as they are, and returns what they were said to decode to.
-fn by_columns(isa: Isa, codec: &dyn Codec, w: Matrix<'_>) -> Option<(Planes, Vec<f32>)> {
-    let (order, importance) = ((0..w.cols).rev().collect::<Vec<_>>(), importance(w.cols));
-    let plan = ColumnPlan { order: &order, cost: &vec![1.0; w.cols], importance: &importance };
-    let mut coder = codec.columns(isa, w, plan).unwrap()?;
-    let (mut decoded, mut column_decoded) = (vec![0.0; w.data.len()], vec![0.0; w.rows]);
-    for &c in &order {
-        let wanted: Vec<f32> = w.data.chunks(w.cols).map(|row| row[c]).collect();
-        coder.code(c, &wanted, &mut column_decoded).unwrap();
-        decoded.chunks_mut(w.cols).zip(&column_decoded).for_each(|(row, &d)| row[c] = d);
-    }
-    Some((coder.finish().unwrap(), decoded))
 }
 
 /// Every codec of every row's examples.
