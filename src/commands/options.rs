@@ -6,14 +6,16 @@ use std::time::Instant;
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::{Error, Result};
+use moepack_quant::Isa;
 use moepack_quant::codec::CODECS;
 use moepack_quant::solve::{SOLVERS, solver};
 
 use moepack_verify::tokens::Windows;
 
-use crate::engine::allocation::{Ask, Candidates, Limit, recipe_within};
+use crate::engine::allocation::{Ask, Candidates, Limit, recipe_within, say_shortfall};
+use crate::engine::coder::Coder;
 use crate::engine::prediction::Plan;
-use crate::engine::sensitivity::{self, Sensitivity};
+use crate::engine::sensitivity::{FirstPass, Sensitivity, first_pass};
 use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::warn;
 use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, moe_layers};
@@ -83,8 +85,8 @@ pub struct Prepared {
     pub choices: Choices,
     /// In bytes.
     pub sizes: Sizes,
-    /// What the model is sensitive to, where that was measured.
-    pub sensitivity: Option<Sensitivity>,
+    /// What was measured on the calibration text, and the choices at which that was.
+    pub first: Option<(FirstPass, Choices)>,
 }
 
 /// What calibration a run has.
@@ -143,17 +145,9 @@ impl Prepared {
         evaluation: Option<&'a Windows>,
         started: Instant,
     ) -> Plan<'a> {
-        let (choices, sizes, sensitivity) = (&self.choices, &self.sizes, self.sensitivity.as_ref());
-        Plan {
-            model,
-            solver: &self.recipe.solver,
-            choices,
-            sizes,
-            sensitivity,
-            calibration,
-            evaluation,
-            started,
-        }
+        let (choices, sizes) = (&self.choices, &self.sizes);
+        let first = self.first.as_ref().map(|(first, at)| (first, at));
+        Plan { model, choices, sizes, first, calibration, evaluation, started }
     }
 
     /// Refuses a solver that does not have what it works with.
@@ -190,16 +184,28 @@ impl RecipeArgs {
             return Err(Error::usage("--per-expert shares out a budget by what a calibration text shows")
                 .hint("give --bits or --target-size, and --calibrate TEXT"));
         }
-        let measured = |text| session.in_pool(|| sensitivity::measure(session, model, text));
-        let sensitivity = given.text.map(measured).transpose()?;
-        let recipe = match &self.recipe {
-            Some(path) => Recipe::read(path)?,
-            None => self.made(model, limit, &given, sensitivity.as_ref())?,
+        let choices_of = |recipe: &Recipe| {
+            recipe.validate()?;
+            Choices::new(recipe, &moe_layers(model.spec()))
         };
-        recipe.validate()?;
-        let choices = Choices::new(&recipe, &moe_layers(model.spec()))?;
+        let mut recipe = match &self.recipe {
+            Some(path) => Recipe::read(path)?,
+            None => self.made(model, limit, &given, None)?,
+        };
+        let mut choices = choices_of(&recipe)?;
+        let mut first = None;
+        if let Some(text) = given.text {
+            let coder = Coder { isa: Isa::get(), choices: &choices, solver: solver(&recipe.solver)? };
+            let measured = session.in_pool(|| first_pass(session, model, text, &coder, limit.is_some()))?;
+            let at = choices.clone();
+            if let Some(sensitivity) = &measured.sensitivity {
+                recipe = self.made(model, limit, &given, Some(sensitivity))?;
+                choices = choices_of(&recipe)?;
+            }
+            first = Some((measured, at));
+        }
         let sizes = Sizes::of(model, &recipe, &choices, given.size())?;
-        Ok(Prepared { recipe, choices, sizes, sensitivity })
+        Ok(Prepared { recipe, choices, sizes, first })
     }
 
     /// A recipe from options alone.
@@ -223,7 +229,13 @@ impl RecipeArgs {
         };
         let (candidates, per_expert) = (self.candidates()?, self.per_expert);
         let (solver, calibrated) = (solver_name, given.size());
-        recipe_within(model, &Ask { limit, candidates, solver, align, sensitivity, per_expert, calibrated })
+        let ask = Ask { limit, candidates, solver, align, sensitivity, per_expert, calibrated };
+        let recipe = recipe_within(model, &ask)?;
+        // The recipe of the first pass is none that anybody gets.
+        if sensitivity.is_some() || given.text.is_none() {
+            say_shortfall(model, &recipe, &ask)?;
+        }
+        Ok(recipe)
     }
 
     /// Between what a budget chooses.

@@ -73,18 +73,26 @@ const SHORTFALL: f64 = 1e-3;
 /// # Errors
 /// A limit that cannot be met (kind `Plan`, with the smallest possible); weights that cannot be read.
 pub fn recipe_within(model: &Model, ask: &Ask<'_>) -> Result<Recipe> {
-    let recipe = match &ask.candidates {
-        Candidates::Free(codec) => free::recipe(model, ask, codec)?,
-        Candidates::Fixed => fixed::recipe(model, ask)?,
-    };
+    match &ask.candidates {
+        Candidates::Free(codec) => free::recipe(model, ask, codec),
+        Candidates::Fixed => fixed::recipe(model, ask),
+    }
+}
+
+/// Says so where a recipe stays below what was asked for.
+///
+/// # Errors
+/// A recipe that does not fit the model.
+pub fn say_shortfall(model: &Model, recipe: &Recipe, ask: &Ask<'_>) -> Result<()> {
+    let sizes = sizes(model, recipe, ask)?;
     let (asked, met) = match ask.limit {
-        Limit::Bits(bits) => (bits, sizes(model, &recipe, ask)?.bits_each()),
-        Limit::BundleBytes(bytes) => (bytes as f64, sizes(model, &recipe, ask)?.bundle_bytes() as f64),
+        Limit::Bits(bits) => (bits, sizes.bits_each()),
+        Limit::BundleBytes(bytes) => (bytes as f64, sizes.bundle_bytes() as f64),
     };
     if met < asked * (1.0 - SHORTFALL) {
         say(&shortfall(ask, asked, met));
     }
-    Ok(recipe)
+    Ok(())
 }
 
 fn shortfall(ask: &Ask<'_>, asked: f64, met: f64) -> String {

@@ -43,7 +43,15 @@ impl<'a> HeldOut<'a> {
         w.data.chunks(rows * w.cols.max(1)).map(block).sum()
     }
 
-    /// The same for a few rows, `[rows, cols]`.
+    /// Σ g² ‖x‖² over the inputs.
+    pub fn input_squares(&self) -> f64 {
+        let cols = self.x.len() / self.weights.len().max(1);
+        let square = |v: &f32| f64::from(*v) * f64::from(*v);
+        let of_token = |(x, &g): (&[f32], &f32)| square(&g) * x.iter().map(square).sum::<f64>();
+        self.x.chunks_exact(cols.max(1)).zip(&self.weights).map(of_token).sum()
+    }
+
+    /// The output's squares for a few rows, `[rows, cols]`.
     fn block_squares(&self, isa: Isa, data: &[f32], cols: usize) -> f64 {
         let w = Matrix { rows: data.len() / cols.max(1), cols, data };
         output_error(isa, w, &self.x, &self.weights)

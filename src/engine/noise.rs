@@ -5,25 +5,37 @@
 use moepack_convert::Expert;
 use moepack_convert::spec::Part;
 
-/// The expert with noise in one matrix, whose squared sum is near `relative` times that of the matrix.
-pub fn disturbed(expert: &Expert, (layer, index, part): (usize, usize, Part), relative: f64) -> Expert {
-    let mut noisy = expert.clone();
-    let matrix = match part {
-        Part::Gate => &mut noisy.gate,
-        Part::Up => &mut noisy.up,
-        _ => &mut noisy.down,
-    };
-    disturb(matrix, seed(layer, index, part), relative);
-    noisy
+/// What a quantizer does to a matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Disturbance {
+    /// White noise: its squared sum relative to that of the matrix.
+    pub white: f64,
+    /// Weights become smaller by this share.
+    pub shrink: f64,
 }
 
-fn disturb(matrix: &mut [f32], seed: u64, relative: f64) {
+/// Disturbs one matrix of the expert that is `index` in its layer.
+pub fn disturb_part(
+    expert: &mut Expert,
+    (layer, index, part): (usize, usize, Part),
+    disturbance: Disturbance,
+) {
+    let matrix = match part {
+        Part::Gate => &mut expert.gate,
+        Part::Up => &mut expert.up,
+        _ => &mut expert.down,
+    };
+    disturb(matrix, seed(layer, index, part), disturbance);
+}
+
+fn disturb(matrix: &mut [f32], seed: u64, Disturbance { white, shrink }: Disturbance) {
     let squares: f64 = matrix.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
     let rms = (squares / matrix.len().max(1) as f64).sqrt();
     // Uniform between −a and a has the variance a²/3.
-    let amplitude = (rms * (3.0 * relative).sqrt()) as f32;
+    let amplitude = (rms * (3.0 * white).sqrt()) as f32;
+    let kept = (1.0 - shrink) as f32;
     for (i, w) in matrix.iter_mut().enumerate() {
-        *w += amplitude * unit(mixed(seed.wrapping_add(i as u64)));
+        *w = kept * *w + amplitude * unit(mixed(seed.wrapping_add(i as u64)));
     }
 }
 
@@ -52,7 +64,7 @@ mod tests {
     fn noise_has_the_energy_that_was_asked_for_and_no_mean() {
         let w: Vec<f32> = (0..40_000).map(|i| ((i % 7) as f32 - 3.0) * 0.1).collect();
         let mut noisy = w.clone();
-        disturb(&mut noisy, seed(3, 17, Part::Up), 0.01);
+        disturb(&mut noisy, seed(3, 17, Part::Up), Disturbance { white: 0.01, shrink: 0.0 });
         let energy = |v: &[f32]| v.iter().map(|&x| f64::from(x * x)).sum::<f64>();
         let noise: Vec<f32> = w.iter().zip(&noisy).map(|(a, b)| b - a).collect();
         let relative = energy(&noise) / energy(&w);

@@ -4,10 +4,14 @@
 //! with the codecs of the recipe, on this machine, and scaled up:
 //!
 //! ```text
-//! time   = weights × (seconds to code one)                                         sampled matrices
+//! time   = weights × (seconds to code one)                                         experts or matrices on trial
 //!        + layers × (seconds to read and pack) + tokens × (seconds to push one)    the first layer with experts
-//! KLD    = floor + Σ c · relative squared error                                    c measured, or a stated default
+//! KLD    = that of a stream in which all experts lose what those on trial lost     with a calibration text
+//!        = floor + c · relative squared error of matrices on trial                 without, c a stated default
 //! ```
+//!
+//! Experts are tried before a budget is shared out, at one rate for all. What allocation changes is reckoned with
+//! sensitivities: `Σ c · relative squared error` after over before.
 
 use std::time::Instant;
 
@@ -23,8 +27,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::engine::budget::Budget;
-use crate::engine::sensitivity::{self, Sensitivity, sample};
+use crate::engine::sensitivity::{FirstPass, Sensitivity, sample};
 use crate::engine::sizes::Sizes;
+use crate::memory::peak_rss_bytes;
 use crate::recipe::{Choice, Choices, MATRICES, moe_layers};
 use crate::session::Session;
 
@@ -34,10 +39,6 @@ pub const KLD_PER_ERROR: f64 = 4.0;
 /// KLD that is left when experts are nearly exact, where nothing was measured. What was measured needs none: everything
 /// but the experts is as in the checkpoint.
 pub const KLD_FLOOR: f64 = 1e-4;
-
-/// How much of the output's error a solver leaves, against plain rounding: measured on held-out inputs of two small
-/// models (docs/allocation.md).
-const GAINS: &[(&str, f64)] = &[("gptq", 0.28), ("weighted", 0.9)];
 
 /// Weights of a matrix that are tried.
 const SAMPLE_WEIGHTS: usize = 1 << 19;
@@ -70,14 +71,12 @@ pub struct Prediction {
 pub struct Plan<'a> {
     /// The checkpoint.
     pub model: &'a Model,
-    /// How levels are chosen.
-    pub solver: &'a str,
     /// Codec of each matrix.
     pub choices: &'a Choices,
     /// Bytes of everything.
     pub sizes: &'a Sizes,
-    /// What was measured of the model.
-    pub sensitivity: Option<&'a Sensitivity>,
+    /// What was measured of the model, and the choices at which that was.
+    pub first: Option<(&'a FirstPass, &'a Choices)>,
     /// Text to calibrate on.
     pub calibration: Option<&'a Windows>,
     /// Text to measure drift on.
@@ -91,34 +90,60 @@ pub struct Plan<'a> {
 /// # Errors
 /// Weights that cannot be read or coded.
 pub fn predict(session: &Session, plan: Plan<'_>, budget: &Budget) -> Result<Prediction> {
-    let trials = session.in_pool(|| trials(&plan))?;
+    let trials = match plan.first {
+        Some((first, at)) => known_trials(&plan, first, at)?,
+        None => session.in_pool(|| trials(&plan))?,
+    };
     let coding = trials.seconds_a_weight * plan.sizes.expert_weights() as f64 / session.threads as f64;
     let texts = text_seconds(&plan, session.threads)?;
     let files = FILE_SECONDS * (plan.sizes.layers.len() + 8) as f64 + hash_seconds(&plan, session.threads);
-    let (kld_basis, floor) = match plan.sensitivity {
-        Some(_) => ("measured", 0.0),
-        None => ("default", KLD_FLOOR),
-    };
-    let measuring = plan.sensitivity.map_or(0, |_| sensitivity::stream_bytes(plan.model));
+    let measuring =
+        plan.first.map_or(0, |(first, _)| Budget::of_bytes(first.stream_bytes(plan.model)).likely_bytes());
+    // What was tried on the way here has taken its memory already.
+    let peak_so_far = peak_rss_bytes().unwrap_or(0);
     Ok(Prediction {
         bundle_bytes: plan.sizes.bundle_bytes(),
-        peak_rss_bytes: budget.likely_bytes().max(Budget::of_bytes(measuring).likely_bytes()),
+        peak_rss_bytes: budget.likely_bytes().max(measuring).max(peak_so_far),
         seconds: plan.started.elapsed().as_secs_f64() + coding + texts + files,
-        kld_mean: floor + trials.kld * gain(plan.solver),
-        kld_basis,
+        kld_mean: trials.kld,
+        kld_basis: if plan.first.is_some() { "measured" } else { "default" },
     })
 }
 
-fn gain(solver: &str) -> f64 {
-    GAINS.iter().find(|(name, _)| *name == solver).map_or(1.0, |(_, gain)| *gain)
-}
-
-/// What coding a few matrices showed.
+/// What coding on trial showed.
 struct Trials {
     /// Of one thread.
     seconds_a_weight: f64,
-    /// Σ c · relative error over the model.
+    /// Mean KLD.
     kld: f64,
+}
+
+/// What the first pass showed.
+fn known_trials(plan: &Plan<'_>, first: &FirstPass, at: &Choices) -> Result<Trials> {
+    let seconds: f64 = first.trials.iter().map(|t| t.coding_seconds).sum();
+    let n_weights: usize = first.trials.iter().map(|t| t.n_weights).sum();
+    let allocated = match &first.sensitivity {
+        Some(s) => {
+            let (before, after) = (error_sum(plan.model, at, s)?, error_sum(plan.model, plan.choices, s)?);
+            if before > 0.0 { after / before } else { 1.0 }
+        }
+        None => 1.0,
+    };
+    Ok(Trials { seconds_a_weight: seconds / n_weights.max(1) as f64, kld: first.kld * allocated })
+}
+
+/// Σ c · relative squared error, as far as rates tell that.
+fn error_sum(model: &Model, choices: &Choices, sensitivity: &Sensitivity) -> Result<f64> {
+    let mut sum = 0.0;
+    for (layer, n_experts) in moe_layers(model.spec()) {
+        for (expert, part) in (0..n_experts).flat_map(|e| MATRICES.map(|part| (e, part))) {
+            if let Some((bits, _)) = bits_of(model, choices, layer, expert, part)? {
+                let c = sensitivity.of_part(layer, part) * sensitivity.share(layer, expert..expert + 1);
+                sum += c * relative_error(bits);
+            }
+        }
+    }
+    Ok(sum)
 }
 
 /// One matrix that was coded.
@@ -131,6 +156,7 @@ struct Trial {
     n_weights: usize,
 }
 
+/// What the codecs do to a few matrices, where there is no text.
 fn trials(plan: &Plan<'_>) -> Result<Trials> {
     let layers = moe_layers(plan.model.spec());
     let n = layers.len().min(SAMPLE_LAYERS);
@@ -142,18 +168,16 @@ fn trials(plan: &Plan<'_>) -> Result<Trials> {
         places.into_par_iter().map(|(l, e, part)| trial(plan, l, e, part)).collect::<Result<Vec<_>>>()?;
     let (seconds, n_weights) = trials.iter().fold((0.0, 0), |(s, n), t| (s + t.seconds, n + t.n_weights));
     let weights = plan.sizes.expert_weights().max(1) as f64;
-    let mut kld = 0.0;
+    let mut kld = KLD_FLOOR;
     for &(layer, n_experts) in &layers {
         for part in MATRICES {
             let near = trials.iter().filter(|t| t.part == part).min_by_key(|t| t.layer.abs_diff(layer));
             let excess = near.map_or(1.0, |t| t.excess);
             for expert in 0..n_experts {
-                let Some((bits, n)) = bits_of(plan, layer, expert, part)? else { continue };
-                let c = match plan.sensitivity {
-                    Some(s) => s.of_part(layer, part) * s.share(layer, expert..expert + 1),
-                    None => KLD_PER_ERROR * n as f64 / weights,
+                let Some((bits, n)) = bits_of(plan.model, plan.choices, layer, expert, part)? else {
+                    continue;
                 };
-                kld += c * excess * relative_error(bits);
+                kld += KLD_PER_ERROR * n as f64 / weights * excess * relative_error(bits);
             }
         }
     }
@@ -161,9 +185,15 @@ fn trials(plan: &Plan<'_>) -> Result<Trials> {
 }
 
 /// Bits a weight and weights of a matrix that is quantized.
-fn bits_of(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<Option<(f64, usize)>> {
-    let Choice::Codec(codec) = plan.choices.of_part(layer, expert, part)? else { return Ok(None) };
-    let parts = plan.model.expert_parts(layer, expert)?;
+fn bits_of(
+    model: &Model,
+    choices: &Choices,
+    layer: usize,
+    expert: usize,
+    part: Part,
+) -> Result<Option<(f64, usize)>> {
+    let Choice::Codec(codec) = choices.of_part(layer, expert, part)? else { return Ok(None) };
+    let parts = model.expert_parts(layer, expert)?;
     let Some(stored) = parts.iter().find(|p| p.part == part) else { return Ok(None) };
     Ok(Some((codec.bits_per_weight(stored.rows, stored.cols)?, stored.rows * stored.cols)))
 }
@@ -216,10 +246,21 @@ fn text_seconds(plan: &Plan<'_>, threads: usize) -> Result<f64> {
     // The evaluation is two streams whose experts run three times; coded experts are packed too.
     let n_packed = if plan.evaluation.is_some() { 2.0 } else { 1.0 };
     let fixed = layer.load + layer.pack * n_packed / threads;
-    let pushed =
-        (calibration + 2.0 * evaluation) * layer.trunk + (calibration + 3.0 * evaluation) * layer.experts;
+    let learning = learning_seconds(plan).unwrap_or(layer.experts);
+    let pushed = (calibration + 2.0 * evaluation) * layer.trunk
+        + calibration * learning
+        + 3.0 * evaluation * layer.experts;
     let head = 2.0 * evaluation * spec.vocab as f64 * spec.hidden as f64 * layer.seconds_a_product;
     Ok(n_layers * (fixed + pushed / threads) + head / threads)
+}
+
+/// Seconds that one thread takes to run a token through its experts and to learn from it, where that was tried.
+fn learning_seconds(plan: &Plan<'_>) -> Option<f64> {
+    let (first, _) = plan.first?;
+    let (_, moe) = plan.model.spec().moe_layers().next()?;
+    let seconds: f64 = first.trials.iter().map(|t| t.learning_seconds).sum();
+    let n_tokens: usize = first.trials.iter().map(|t| t.n_tokens).sum();
+    (n_tokens > 0).then(|| seconds / n_tokens as f64 * moe.n_experts_used as f64)
 }
 
 /// Seconds that one thread takes for a layer.

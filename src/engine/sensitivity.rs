@@ -13,31 +13,37 @@
 //! head: KLD of each stream against the undisturbed one
 //! ```
 //!
+//! What a run will lose is measured on the same way: one more stream, `joint`, branches off at the first layer with experts
+//! and is disturbed in all matrices of all layers, by as much as a few experts lost that were coded on trial
+//! ([`Trial`]). Its KLD is what the run's is expected to be.
+//!
 //! Models of many layers are measured in bands of layers that follow each other, so that the number of streams is bounded.
 //! How the sensitivity of a projection is shared among experts follows from what they contribute: the energy of their
 //! outputs times the squared routing weight.
 
 use std::ops::Range;
 
+use moepack_convert::Model;
 use moepack_convert::spec::Part;
-use moepack_convert::{Expert, Model};
-use moepack_format::{Error, Kind, Result};
-use moepack_quant::Isa;
-use moepack_verify::drift::logits::compare;
-use moepack_verify::forward::{
-    ExpertOutput, GatedMlp, Head, HeadScratch, LayerWeights, MoePass, RoutedSum, Stream, embed, ordered,
-};
+use moepack_format::Result;
+use moepack_verify::forward::LayerWeights;
 use moepack_verify::tokens::Windows;
-use rayon::prelude::*;
 
-use crate::engine::noise::disturbed;
+use crate::engine::coder::Coder;
+use crate::engine::trial::Trial;
 use crate::recipe::{MATRICES, moe_layers};
 use crate::session::Session;
+
+mod streams;
+
+use streams::{Energy, Run};
 
 /// Relative squared error of the noise: that of about 3.3 bits a weight.
 const NOISE: f64 = 1e-2;
 /// Tokens of the sample, at most.
 const TOKENS_MAX: usize = 4096;
+/// Layers in which experts are coded on trial, at most.
+const TRIED_LAYERS_MAX: usize = 6;
 /// Bands of layers that are told apart, at most.
 const BANDS_MAX: usize = 16;
 /// Bytes of all streams together, at most; the sample is shorter where streams are wide or many.
@@ -77,16 +83,43 @@ impl Sensitivity {
     }
 }
 
-/// Measures a model on a sample of `text`.
+/// What pushing a sample of the calibration text through the model showed.
+#[derive(Clone, Debug, Default)]
+pub struct FirstPass {
+    /// What each projection is worth, if that was asked for.
+    pub sensitivity: Option<Sensitivity>,
+    /// KLD (nats) when all experts lose what those lost that were tried.
+    pub kld: f64,
+    /// One for each layer in which experts were tried.
+    pub trials: Vec<Trial>,
+}
+
+impl FirstPass {
+    /// Bytes of all its streams and their sums, at most.
+    pub fn stream_bytes(&self, model: &Model) -> u64 {
+        let bands = Bands::new(model, self.sensitivity.is_some());
+        (bands.n_streams() * bands.tokens_max(model) * 8 * model.spec().hidden) as u64
+    }
+}
+
+/// Pushes a sample of `text` through a model whose experts are going to be coded by `coder`; `parts` says whether each
+/// projection's sensitivity is wanted, which takes three more streams for each band of layers.
 ///
 /// # Errors
-/// As the forward pass; a requested stop.
-pub fn measure(session: &Session, model: &Model, text: &Windows) -> Result<Sensitivity> {
-    let bands = Bands::new(model);
+/// As the forward pass and coding; a requested stop.
+pub fn first_pass(
+    session: &Session,
+    model: &Model,
+    text: &Windows,
+    coder: &Coder<'_>,
+    parts: bool,
+) -> Result<FirstPass> {
+    let bands = Bands::new(model, parts);
     let sample = sample(text, bands.tokens_max(model));
-    let progress = session.progress("sensitivity", 0, model.spec().n_experts());
+    let progress = session.progress("first pass", 0, model.spec().n_experts());
     let mut run = Run::begin(model, sample)?;
-    let mut shares = Vec::new();
+    let tried = tried_layers(model);
+    let (mut shares, mut trials) = (Vec::new(), Vec::new());
     for (l, layer) in model.spec().layers.iter().enumerate() {
         session.stop.check()?;
         let weights = LayerWeights::load(run.isa, model, l)?;
@@ -96,38 +129,50 @@ pub fn measure(session: &Session, model: &Model, text: &Windows) -> Result<Sensi
             continue;
         }
         let band = bands.of(l);
-        if band.start == l {
+        if tried.contains(&l) {
+            trials.push(run.try_experts(coder, l, &weights)?);
+        }
+        if parts && band.start == l {
             run.branch_off();
         }
         let energies = run.experts(session, &weights, l, || progress.add(0, 1))?;
         shares.push(smoothed(&energies));
-        if band.end == l + 1 {
+        if parts && band.end == l + 1 {
             run.join();
         }
     }
-    let klds = run.finish(model)?;
-    Ok(Sensitivity { layers: bands.spread(&klds, shares) })
+    let mut klds = run.finish(model)?;
+    let kld = if trials.is_empty() { None } else { klds.pop() };
+    let sensitivity = parts.then(|| Sensitivity { layers: bands.spread(&klds, shares) });
+    Ok(FirstPass { sensitivity, kld: kld.unwrap_or(0.0), trials })
 }
 
-/// Bytes of all streams and their sums, for the largest sample.
-pub fn stream_bytes(model: &Model) -> u64 {
-    let bands = Bands::new(model);
-    let n_streams = 1 + 3 * bands.bands.len();
-    (n_streams * bands.tokens_max(model) * 8 * model.spec().hidden) as u64
+/// Layers in which experts are tried: evenly spread, the first with experts among them.
+fn tried_layers(model: &Model) -> Vec<usize> {
+    let layers = moe_layers(model.spec());
+    let n = layers.len().min(TRIED_LAYERS_MAX);
+    (0..n).filter_map(|i| Some(layers.get(i * layers.len() / n)?.0)).collect()
 }
 
 /// Layers with experts, cut into bands. Between the first and the last layer of a band there may be dense ones.
 struct Bands {
     /// MoE layers of each band.
     bands: Vec<Vec<usize>>,
+    /// Whether streams branch off in each.
+    parts: bool,
 }
 
 impl Bands {
-    fn new(model: &Model) -> Bands {
+    fn new(model: &Model, parts: bool) -> Bands {
         let layers: Vec<usize> = moe_layers(model.spec()).into_iter().map(|(l, _)| l).collect();
         let n = layers.len().min(BANDS_MAX);
         let cut = |i: usize| i * layers.len() / n.max(1);
-        Bands { bands: (0..n).map(|i| layers[cut(i)..cut(i + 1)].to_vec()).collect() }
+        Bands { bands: (0..n).map(|i| layers[cut(i)..cut(i + 1)].to_vec()).collect(), parts }
+    }
+
+    /// The undisturbed stream, the joint one, and three for each band.
+    fn n_streams(&self) -> usize {
+        2 + if self.parts { 3 * self.bands.len() } else { 0 }
     }
 
     /// First layer and one beyond the last of the band that a layer is in.
@@ -138,10 +183,9 @@ impl Bands {
     }
 
     fn tokens_max(&self, model: &Model) -> usize {
-        let n_streams = 1 + 3 * self.bands.len();
         // With the sums of experts, each stream is there twice.
         let bytes_each = 8 * model.spec().hidden.max(1);
-        (STREAM_BYTES_MAX / n_streams / bytes_each).clamp(64, TOKENS_MAX)
+        (STREAM_BYTES_MAX / self.n_streams() / bytes_each).clamp(64, TOKENS_MAX)
     }
 
     /// `klds` are those of gate, up and down of each band; layers of a band share them.
@@ -176,153 +220,6 @@ fn smoothed(energies: &[Energy]) -> Vec<f64> {
     let prior = if n > 0 && sum > 0.0 { PRIOR_TOKENS * sum / n as f64 } else { 1.0 };
     let all = energies.iter().map(|e| e.sum + prior).sum::<f64>();
     energies.iter().map(|e| (e.sum + prior) / all).collect()
-}
-
-/// What an expert contributes: Σ (g·‖y‖)² over its tokens of the undisturbed stream.
-#[derive(Clone, Copy, Debug, Default)]
-struct Energy {
-    sum: f64,
-    n_tokens: u64,
-}
-
-/// The streams on their way.
-struct Run<'a> {
-    isa: Isa,
-    model: &'a Model,
-    sample: Windows,
-    /// The undisturbed stream, then those that were disturbed in earlier bands.
-    clean: (Windows, Stream),
-    /// Those that are being disturbed: in gate, up or down.
-    noisy: Vec<Stream>,
-}
-
-impl<'a> Run<'a> {
-    fn begin(model: &'a Model, sample: Windows) -> Result<Run<'a>> {
-        let stream = embed(model, &sample)?;
-        Ok(Run { isa: Isa::get(), model, clean: (sample.clone(), stream), sample, noisy: Vec::new() })
-    }
-
-    fn attention(&mut self, weights: &LayerWeights) -> Result<()> {
-        let (windows, stream) = &mut self.clean;
-        weights.attention(windows, stream)?;
-        self.noisy.iter_mut().try_for_each(|noisy| weights.attention(&self.sample, noisy))
-    }
-
-    fn dense(&mut self, weights: &LayerWeights) -> Result<()> {
-        weights.dense(&mut self.clean.1)?;
-        self.noisy.iter_mut().try_for_each(|noisy| weights.dense(noisy))
-    }
-
-    /// Begins to disturb: behind attention, where the streams are still the undisturbed one.
-    fn branch_off(&mut self) {
-        let (width, stream) = (self.clean.1.width, &self.clean.1);
-        let base = stream.hidden.get(..self.sample.tokens.len() * width).unwrap_or_default();
-        self.noisy = MATRICES.map(|_| Stream { width, hidden: base.to_vec() }).to_vec();
-    }
-
-    /// Ends to disturb.
-    fn join(&mut self) {
-        for noisy in self.noisy.drain(..) {
-            let (windows, stream) = &mut self.clean;
-            windows.tokens.extend(&self.sample.tokens);
-            windows.lens.extend(&self.sample.lens);
-            stream.hidden.extend(noisy.hidden);
-        }
-    }
-
-    /// Runs a layer's experts over all streams; gives their energies.
-    fn experts(
-        &mut self,
-        session: &Session,
-        weights: &LayerWeights,
-        layer: usize,
-        done: impl Fn() + Send + Sync,
-    ) -> Result<Vec<Energy>> {
-        let streams = || std::iter::once(&self.clean.1).chain(&self.noisy);
-        let passes = streams().map(|s| MoePass::begin(weights, s)).collect::<Result<Vec<_>>>()?;
-        let mut sums: Vec<RoutedSum<'_>> = passes.iter().map(RoutedSum::new).collect();
-        let mut energies = Vec::new();
-        let work = |e: usize| -> Result<Vec<ExpertOutput>> {
-            session.stop.check()?;
-            let expert = self.model.expert(layer, e)?.decode(self.isa)?;
-            let mlps = mlps(weights, layer, e, &expert)?;
-            passes.iter().zip(&mlps).map(|(pass, mlp)| pass.run_expert(e, mlp, None)).collect()
-        };
-        ordered(weights.n_experts(), work, |_, outputs| {
-            sums.iter_mut().zip(&outputs).for_each(|(sum, output)| sum.add(output));
-            energies
-                .extend(passes.first().zip(outputs.first()).map(|(pass, output)| self.energy(pass, output)));
-            done();
-            Ok(())
-        })?;
-        let deltas = passes.iter().zip(sums).map(|(p, sum)| p.finish(sum)).collect::<Result<Vec<_>>>()?;
-        drop(passes);
-        let streams = std::iter::once(&mut self.clean.1).chain(&mut self.noisy);
-        streams.zip(deltas).for_each(|(stream, delta)| stream.add(self.isa, &delta));
-        Ok(energies)
-    }
-
-    fn energy(&self, pass: &MoePass<'_>, output: &ExpertOutput) -> Energy {
-        let width = self.clean.1.width.max(1);
-        let tokens = pass.routing().tokens_of(output.expert).iter().zip(output.rows.chunks_exact(width));
-        let mut energy = Energy::default();
-        for (token, row) in tokens.filter(|(t, _)| (t.token as usize) < self.sample.tokens.len()) {
-            let squares: f64 = row.iter().map(|&y| f64::from(y) * f64::from(y)).sum();
-            energy.sum += f64::from(token.weight) * f64::from(token.weight) * squares;
-            energy.n_tokens += 1;
-        }
-        energy
-    }
-
-    /// Mean KLD of each disturbed stream.
-    fn finish(self, model: &Model) -> Result<Vec<f64>> {
-        let head = Head::load(self.isa, model)?;
-        let n_streams = self.clean.1.n_tokens() / self.sample.tokens.len().max(1);
-        let ranges: Vec<Range<usize>> = self.sample.ranges().collect();
-        let of_window = |range: Range<usize>| self.window(&head, range, n_streams);
-        let windows = ranges.into_par_iter().map(of_window).collect::<Result<Vec<_>>>()?;
-        let n_scored = self.sample.n_scored().max(1) as f64;
-        let mean = |s: usize| windows.iter().filter_map(|w| w.get(s)).sum::<f64>() / n_scored;
-        Ok((0..n_streams.saturating_sub(1)).map(mean).collect())
-    }
-
-    /// Sums of the KLD of each disturbed stream over one window.
-    fn window(&self, head: &Head, range: Range<usize>, n_streams: usize) -> Result<Vec<f64>> {
-        let (width, n_tokens) = (self.clean.1.width, self.sample.tokens.len());
-        let mut scratch = [HeadScratch::default(), HeadScratch::default()];
-        let mut sums = vec![0.0; n_streams.saturating_sub(1)];
-        let scored = range.start..range.end.saturating_sub(1);
-        for first in scored.clone().step_by(head.rows()) {
-            let rows = first..scored.end.min(first + head.rows());
-            let hidden = |stream: usize| {
-                let at = |row: usize| (stream * n_tokens + row) * width;
-                self.clean.1.hidden.get(at(rows.start)..at(rows.end)).unwrap_or_default()
-            };
-            let [a, b] = &mut scratch;
-            let reference = head.logits(hidden(0), a);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let disturbed = head.logits(hidden(i + 1), b);
-                let pairs = reference.chunks_exact(head.vocab()).zip(disturbed.chunks_exact(head.vocab()));
-                for (reference, disturbed) in pairs {
-                    let kld = compare(self.isa, reference, disturbed, 0)?.kld;
-                    if !kld.is_finite() {
-                        return Err(Error::new(Kind::BadData, "the model's predictions are not finite"));
-                    }
-                    *sum += kld;
-                }
-            }
-        }
-        Ok(sums)
-    }
-}
-
-/// An expert as it is, and with noise in gate, up or down.
-fn mlps(weights: &LayerWeights, layer: usize, index: usize, expert: &Expert) -> Result<Vec<GatedMlp>> {
-    let mut mlps = vec![weights.pack_expert(expert)?];
-    for part in MATRICES {
-        mlps.push(weights.pack_expert(&disturbed(expert, (layer, index, part), NOISE))?);
-    }
-    Ok(mlps)
 }
 
 #[cfg(test)]
