@@ -85,8 +85,8 @@ pub struct Prepared {
     pub choices: Choices,
     /// In bytes.
     pub sizes: Sizes,
-    /// What was measured on the calibration text, and the choices at which that was.
-    pub first: Option<(FirstPass, Choices)>,
+    /// What was measured on the calibration text.
+    pub first: Option<FirstPass>,
 }
 
 /// What calibration a run has.
@@ -146,7 +146,7 @@ impl Prepared {
         started: Instant,
     ) -> Plan<'a> {
         let (choices, sizes) = (&self.choices, &self.sizes);
-        let first = self.first.as_ref().map(|(first, at)| (first, at));
+        let first = self.first.as_ref();
         Plan { model, choices, sizes, first, calibration, evaluation, started }
     }
 
@@ -197,12 +197,11 @@ impl RecipeArgs {
         if let Some(text) = given.text {
             let coder = Coder { isa: Isa::get(), choices: &choices, solver: solver(&recipe.solver)? };
             let measured = session.in_pool(|| first_pass(session, model, text, &coder, limit.is_some()))?;
-            let at = choices.clone();
             if let Some(sensitivity) = &measured.sensitivity {
                 recipe = self.made(model, limit, &given, Some(sensitivity))?;
                 choices = choices_of(&recipe)?;
             }
-            first = Some((measured, at));
+            first = Some(measured);
         }
         let sizes = Sizes::of(model, &recipe, &choices, given.size())?;
         Ok(Prepared { recipe, choices, sizes, first })
