@@ -2,8 +2,8 @@
 
 use crate::family::Dim;
 use crate::spec::{
-    Attention, Compressed, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp, ModelSpec, Moe, Norm, QkNorm, Residual,
-    Role,
+    Attention, Compressed, Delta, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp, ModelSpec, Moe, Norm, QkNorm,
+    Residual, Role,
 };
 
 /// Whether the model has this tensor: in this layer, or outside of all.
@@ -13,6 +13,7 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         Attention::Gqa(gqa) => gqa_has(gqa, role),
         Attention::Mla(mla) => mla_has(mla, role),
         Attention::Compressed(attention) => compressed_has(attention, role),
+        Attention::Delta(delta) => delta_has(delta, role),
     };
     let mlp = match &layer.mlp {
         Mlp::Dense { .. } => matches!(role, Role::DenseGate | Role::DenseUp | Role::DenseDown),
@@ -92,6 +93,15 @@ fn compressed_has(attention: &Compressed, role: Role) -> bool {
     }
 }
 
+fn delta_has(delta: &Delta, role: Role) -> bool {
+    match role {
+        Role::DeltaQkvz | Role::DeltaBa => delta.grouped,
+        Role::DeltaQkv | Role::DeltaZ | Role::DeltaB | Role::DeltaA => !delta.grouped,
+        Role::DeltaConv | Role::DeltaStep | Role::DeltaDecay | Role::DeltaNorm | Role::DeltaOut => true,
+        _ => false,
+    }
+}
+
 fn moe_has(moe: &Moe, role: Role) -> bool {
     let shared = moe.shared.as_ref();
     match role {
@@ -128,6 +138,7 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
             Attention::Gqa(gqa) => gqa_dim(gqa, dim),
             Attention::Mla(mla) => mla_dim(mla, dim),
             Attention::Compressed(attention) => compressed_dim(attention, dim),
+            Attention::Delta(delta) => delta_dim(delta, dim),
         },
     };
     n.map(|n| n as u64)
@@ -175,6 +186,20 @@ fn compressed_dim(attention: &Compressed, dim: Dim) -> Option<usize> {
         Dim::Entry => Some(compression?.n_series() * attention.head_dim),
         Dim::IndexEntry => Some(compression?.n_series() * compression?.indexer.as_ref()?.head_dim),
         _ => indexer_dim(compression?.indexer.as_ref()?, dim),
+    }
+}
+
+fn delta_dim(delta: &Delta, dim: Dim) -> Option<usize> {
+    let values = delta.n_v_heads * delta.v_dim;
+    match dim {
+        Dim::DeltaChannels => Some(delta.n_channels()),
+        Dim::DeltaQkvz => Some(delta.n_channels() + values),
+        Dim::DeltaValues => Some(values),
+        Dim::DeltaHeads => Some(delta.n_v_heads),
+        Dim::DeltaBa => Some(2 * delta.n_v_heads),
+        Dim::DeltaHead => Some(delta.v_dim),
+        Dim::DeltaKernel => Some(delta.kernel),
+        _ => None,
     }
 }
 

@@ -242,6 +242,25 @@ mod tests {
     }
 
     #[test]
+    fn fp4_pairs_in_bytes_have_a_scale_for_every_32_columns() {
+        let weight = tensor("e.w1.weight", Dtype::I8, &[8, 32]);
+        let name = |dtype, grid: &[u64]| {
+            let scales = tensor("e.w1.scale", dtype, grid);
+            encoding(&weight, Some(&scales), None, (8, 64), None)
+                .map(|e| e.name)
+                .map_err(|e| e.what().to_owned())
+        };
+        assert_eq!(stored_shape("e.w1.weight", Dtype::I8, None, 8, 64), [8, 32]);
+        assert_eq!(name(Dtype::F8E8m0, &[8, 2]).unwrap(), "mxfp4");
+        assert_eq!(
+            name(Dtype::F8E8m0, &[8, 1]).unwrap_err(),
+            "scales e.w1.scale are F8_E8M0 [8, 1], expected [8, 2], one for every 32 columns"
+        );
+        let e = name(Dtype::F32, &[8, 2]).unwrap_err();
+        assert_eq!(e, "scales e.w1.scale are F32 [8, 2], expected F8_E8M0, one for every 32 columns");
+    }
+
+    #[test]
     fn scales_that_do_not_fit_are_refused() {
         let cases: &[(Dtype, &[u64], &str)] = &[
             (

@@ -41,6 +41,7 @@ mod olmoe;
 mod phimoe;
 mod qwen2_moe;
 mod qwen3_moe;
+mod qwen3_next;
 mod qwen3_vl_moe;
 mod rules;
 mod solar_open;
@@ -48,8 +49,8 @@ mod solar_open;
 pub use layout::{ExpertLayout, Holds, Piece, Split};
 pub use moe_rules::{ActivationRule, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule};
 pub use rules::{
-    AttentionRule, CompressedRule, Factor, Fixed, GqaRule, MlaRule, NopeRule, NormRule, ResidualRule, Sinks,
-    Switch, WindowRule,
+    AttentionRule, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, MlaRule, NopeRule, NormRule,
+    ResidualRule, Sinks, Switch, WindowRule,
 };
 
 /// Every family that can be read.
@@ -84,6 +85,8 @@ pub static FAMILIES: &[&Family] = &[
     &phimoe::FAMILY,
     &qwen2_moe::FAMILY,
     &qwen3_moe::FAMILY,
+    &qwen3_next::FAMILY,
+    &qwen3_next::QWEN3_5,
     &qwen3_vl_moe::FAMILY,
     &solar_open::FAMILY,
 ];
@@ -218,6 +221,20 @@ pub enum Dim {
     IndexHeads,
     /// What a token gives to the indexer's entries.
     IndexEntry,
+    /// Channels of a linear attention's convolution.
+    DeltaChannels,
+    /// These and the gates of values.
+    DeltaQkvz,
+    /// All value heads of linear attention together.
+    DeltaValues,
+    /// Their number.
+    DeltaHeads,
+    /// Twice their number.
+    DeltaBa,
+    /// One of them.
+    DeltaHead,
+    /// Length of the convolution.
+    DeltaKernel,
     /// Rows of the dense MLP.
     DenseInter,
     /// Rows of a routed expert.

@@ -192,6 +192,34 @@ mod tests {
     }
 
     #[test]
+    fn other_spellings_mean_the_same() {
+        let v4 = names("deepseek_v4");
+        for (found, means) in [
+            ("layers.2.attn.wkv.weight", "layers.2.attn.wkv.weight"),
+            ("model.layers.2.attn.norm.weight", "layers.2.attn.kv_norm.weight"),
+            ("model.layers.2.attn.compressor.norm.weight", "layers.2.attn.compressor.norm.weight"),
+            ("model.embed_tokens.weight", "embed.weight"),
+            ("model.hc_head.hc_fn", "hc_head_fn"),
+            ("lm_head.weight", "head.weight"),
+        ] {
+            assert_eq!(v4.canonical(found), means);
+            assert!(v4.find(means).is_some(), "{means}");
+        }
+        let qwen = names("qwen3_5_moe");
+        let found = "model.language_model.layers.0.linear_attn.A_log";
+        assert_eq!(qwen.canonical(found), "model.layers.0.linear_attn.A_log");
+        assert_eq!(names("llama4_text").canonical("language_model.lm_head.weight"), "lm_head.weight");
+    }
+
+    #[test]
+    fn a_weight_may_have_scales_of_two_names() {
+        let of = |name: &str| scales_of(name).collect::<Vec<_>>();
+        assert_eq!(of("a.w1.weight"), ["a.w1.weight_scale_inv", "a.w1.scale"]);
+        assert_eq!(scaled("a.w1.scale").as_deref(), Some("a.w1.weight"));
+        assert_eq!(scaled("hc_attn_scale"), None);
+    }
+
+    #[test]
     fn gpt_oss_layouts_share_their_biases() {
         let names = names("gpt_oss");
         let layouts = |name: &str| match names.find(name).unwrap().meaning {

@@ -23,6 +23,7 @@
 mod attention;
 mod compressed;
 mod compressor;
+mod delta;
 mod experts;
 mod gqa;
 mod head;

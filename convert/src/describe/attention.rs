@@ -4,11 +4,13 @@ use moepack_format::Result;
 
 use super::compressed::compressed;
 use super::{Base, factor, positive, switch};
-use crate::family::{AttentionRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule};
+use crate::family::{
+    AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
+};
 use crate::hparams::Config;
-use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
+use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, KERNEL_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{Attention, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+use crate::spec::{Attention, Delta, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
 
 /// The attention of each layer.
 pub(super) fn attentions(
@@ -24,6 +26,7 @@ pub(super) fn attentions(
             let one = |(span, nope): (&Span, bool)| gqa(family, &rule, config, base, *span, nope);
             spans.iter().zip(nope).map(|layer| one(layer).map(Attention::Gqa)).collect()
         }
+        AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
         AttentionRule::Mla(rule) => {
             let mla = mla(family, &rule, config, base)?;
             let shared = shared_choices(&rule, config, base.n_layers)?;
@@ -38,6 +41,45 @@ pub(super) fn attentions(
             Ok(layers.into_iter().map(Attention::Compressed).collect())
         }
     }
+}
+
+/// Full attention in some layers, linear attention in the others.
+fn hybrid(
+    family: &Family,
+    full: &GqaRule,
+    linear: DeltaRule,
+    config: &Config,
+    base: &Base,
+) -> Result<Vec<Attention>> {
+    let every = || -> Result<Vec<bool>> {
+        let n = config.uint_opt(&["full_attention_interval"], 1, LAYERS_MAX)?.unwrap_or(4);
+        Ok((0..base.n_layers).map(|l| (l + 1) % n != 0).collect())
+    };
+    let listed = layer_types(config, base.n_layers, "linear_attention")?;
+    let gqa = gqa(family, full, config, base, Span::default(), false)?;
+    let delta = delta(linear, config)?;
+    let one = |linear: bool| match linear {
+        true => Attention::Delta(delta.clone()),
+        false => Attention::Gqa(gqa.clone()),
+    };
+    Ok(listed.map_or_else(every, Ok)?.into_iter().map(one).collect())
+}
+
+fn delta(rule: DeltaRule, config: &Config) -> Result<Delta> {
+    let n_k_heads = config.uint(&["linear_num_key_heads"], 1, HEADS_MAX)?;
+    let n_v_heads = config.uint(&["linear_num_value_heads"], 1, HEADS_MAX)?;
+    if !n_v_heads.is_multiple_of(n_k_heads) {
+        let what = format!("{n_v_heads} value heads do not divide among {n_k_heads} key heads");
+        return Err(config.error(what));
+    }
+    Ok(Delta {
+        n_k_heads,
+        n_v_heads,
+        k_dim: config.uint(&["linear_key_head_dim"], 1, HEAD_DIM_MAX)?,
+        v_dim: config.uint(&["linear_value_head_dim"], 1, HEAD_DIM_MAX)?,
+        kernel: config.uint_opt(&["linear_conv_kernel_dim"], 1, KERNEL_MAX)?.unwrap_or(4),
+        grouped: rule.grouped,
+    })
 }
 
 /// What a query sees.

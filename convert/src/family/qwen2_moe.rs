@@ -6,7 +6,7 @@ use super::common::{DENSE, GQA, LLAMA, ROUTER, rule};
 use super::{AttentionRule, Family, GqaRule, MoeRule, Rule, SharedRule, Switch, WindowRule, qwen3_moe};
 use crate::spec::Role;
 
-const SHARED: &[Rule] = &[
+pub const SHARED: &[Rule] = &[
     rule(Role::SharedGate, "mlp.shared_expert.gate_proj.weight", &[SharedInter, Hidden]),
     rule(Role::SharedUp, "mlp.shared_expert.up_proj.weight", &[SharedInter, Hidden]),
     rule(Role::SharedDown, "mlp.shared_expert.down_proj.weight", &[Hidden, SharedInter]),

@@ -82,6 +82,17 @@ pub enum AttentionRule {
     Mla(MlaRule),
     /// Windows and compressed entries.
     Compressed(CompressedRule),
+    /// Grouped-query attention in the layers that `layer_types` calls `full_attention` (without the list each
+    /// `full_attention_interval`-th), linear attention in the others.
+    Hybrid(GqaRule, DeltaRule),
+}
+
+/// Linear attention of a family: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,
+/// `linear_value_head_dim`, `linear_conv_kernel_dim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaRule {
+    /// Projections are grouped by key heads.
+    pub grouped: bool,
 }
 
 /// Grouped-query attention of a family.

@@ -9,6 +9,8 @@ pub enum Attention {
     Mla(Mla),
     /// One key that is also the value, a window of them and compressed entries beyond.
     Compressed(Compressed),
+    /// Linear attention: a state that each token changes by the gated delta rule.
+    Delta(Delta),
 }
 
 /// Grouped-query attention.
@@ -185,6 +187,30 @@ impl Compression {
     /// Vectors that each token gives to entries: its own and, with overlap, the next.
     pub fn n_series(&self) -> usize {
         if self.overlap { 2 } else { 1 }
+    }
+}
+
+/// Linear attention by the gated delta rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Heads of queries and keys.
+    pub n_k_heads: usize,
+    /// Heads of values; a multiple of the others.
+    pub n_v_heads: usize,
+    /// Dimensions of a query or key.
+    pub k_dim: usize,
+    /// Dimensions of a value.
+    pub v_dim: usize,
+    /// Tokens that the convolution looks at.
+    pub kernel: usize,
+    /// Projections are two matrices whose rows are grouped by key heads, not four.
+    pub grouped: bool,
+}
+
+impl Delta {
+    /// Channels of the convolution: queries, keys and values.
+    pub fn n_channels(&self) -> usize {
+        2 * self.n_k_heads * self.k_dim + self.n_v_heads * self.v_dim
     }
 }
 

@@ -15,6 +15,7 @@ use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
 use super::compressed::Compressed;
+use super::delta::Delta;
 use super::gqa::Gqa;
 use super::mla::Mla;
 use super::residual::Sublayer;
@@ -32,6 +33,7 @@ pub(super) enum Attention {
     Gqa(Box<Gqa>),
     Mla(Box<Mla>),
     Compressed(Box<Compressed>),
+    Delta(Box<Delta>),
 }
 
 /// Rotary tables of a layer.
@@ -64,6 +66,7 @@ impl Attention {
         Ok(match kind {
             Kind::Gqa(spec) => Attention::Gqa(Box::new(Gqa::load(weights, layer, spec)?)),
             Kind::Mla(spec) => Attention::Mla(Box::new(Mla::load(weights, layer, spec)?)),
+            Kind::Delta(spec) => Attention::Delta(Box::new(Delta::load(weights, layer, spec)?)),
             Kind::Compressed(spec) => {
                 Attention::Compressed(Box::new(Compressed::load(weights, layer, spec)?))
             }
@@ -75,6 +78,7 @@ impl Attention {
             Attention::Gqa(gqa) => Tables::new(gqa.rope(), None, positions),
             Attention::Mla(mla) => Tables::new(mla.rope(), mla.indexer(), positions),
             Attention::Compressed(attention) => Tables::new(attention.rope(), None, positions),
+            Attention::Delta(_) => Tables::new(&Rope::NONE, None, 0),
         }
     }
 
@@ -92,6 +96,7 @@ impl Attention {
             Attention::Gqa(gqa) => gqa.window(isa, tables, x, scratch),
             Attention::Mla(mla) => mla.window(isa, tables, x, chosen, scratch),
             Attention::Compressed(attention) => attention.window(isa, &tables.main, x, scratch),
+            Attention::Delta(delta) => delta.window(isa, x, scratch),
         }
     }
 

@@ -52,6 +52,11 @@ impl Norm {
         Ok(Norm { weight, bias: None, centred, eps: eps.unwrap_or(kind.eps()) })
     }
 
+    /// RMS with these weights, whatever the model's kind is.
+    pub(super) fn rms(weight: Vec<f32>, eps: f32) -> Norm {
+        Norm { weight, bias: None, centred: false, eps }
+    }
+
     /// RMS without weights, whatever the model's kind is.
     pub(super) fn unweighted(width: usize, eps: f32) -> Norm {
         Norm { weight: vec![1.0; width], bias: None, centred: false, eps }

@@ -137,7 +137,7 @@ fn table(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Vec<u32>> {
 }
 
 /// ln(1 + e^x) as transformers has it: x itself above 20, where f32 knows no difference.
-fn softplus(x: f32) -> f32 {
+pub(super) fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { libm::log1p(libm::exp(f64::from(x))) as f32 }
 }
 
