@@ -13,6 +13,7 @@ use crate::rope::RopeRule;
 use crate::spec::Role;
 
 mod afmoe;
+mod bailing_moe_v2;
 mod cohere2_moe;
 mod common;
 mod dbrx;
@@ -35,6 +36,7 @@ mod layout;
 mod llama4;
 mod mimo_v2_flash;
 mod minimax_m2;
+mod mistral4;
 mod mixtral;
 mod moe_rules;
 mod olmoe;
@@ -56,6 +58,7 @@ pub use rules::{
 /// Every family that can be read.
 pub static FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
+    &bailing_moe_v2::FAMILY,
     &cohere2_moe::FAMILY,
     &dbrx::FAMILY,
     &deepseek_v2::FAMILY,
@@ -80,6 +83,7 @@ pub static FAMILIES: &[&Family] = &[
     &llama4::FAMILY,
     &mimo_v2_flash::FAMILY,
     &minimax_m2::FAMILY,
+    &mistral4::FAMILY,
     &mixtral::FAMILY,
     &olmoe::FAMILY,
     &phimoe::FAMILY,

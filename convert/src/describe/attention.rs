@@ -205,13 +205,22 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
         latent_eps: rule.latent_eps as f32,
         bias: switch(config, rule.bias)?,
         scale: scale as f32,
-        temperature: None,
+        temperature: if rule.temperature { rope_temperature(config)? } else { None },
         choice: match rule.indexer {
             None => KeyChoice::All,
             Some(pairing) => KeyChoice::Indexed(indexer(family, config, base, pairing, rope_dim)?),
         },
         rope: scaled.rope,
     })
+}
+
+/// Growth of queries that the rotary encoding's section asks for.
+fn rope_temperature(config: &Config) -> Result<Option<Temperature>> {
+    let Some(section) = Source::new(config, "")?.section else { return Ok(None) };
+    let beta = section.number_opt("llama_4_scaling_beta")?;
+    let floor = section.number_opt("original_max_position_embeddings")?.filter(|&n| n > 0.0);
+    let growing = beta.zip(floor).map(|(beta, floor)| (beta as f32, floor as f32));
+    Ok(growing.map(|(beta, floor)| Temperature { beta, floor, shift: 0.0 }))
 }
 
 /// The indexer of latent attention: the first dimensions of its heads rotate.

@@ -23,6 +23,7 @@ pub const FAMILY: Family = Family {
         bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Always,
         indexer: None,
+        temperature: false,
     }),
     moe_layers: MoeLayers::From("first_k_dense_replace", 0),
     moe: MoeRule {

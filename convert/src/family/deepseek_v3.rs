@@ -24,6 +24,7 @@ pub const FAMILY: Family = Family {
         bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Key("rope_interleave", true),
         indexer: None,
+        temperature: false,
     }),
     moe_layers: MoeLayers::From("first_k_dense_replace", 3),
     moe: MoeRule {

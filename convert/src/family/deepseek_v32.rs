@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
         bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Always,
         indexer: Some(Pairing::Half),
+        temperature: false,
     }),
     rules: &[LLAMA, MLA, INDEXER, DENSE, ROUTER, CORRECTION, SHARED_EXPERTS],
     ..deepseek_v3::FAMILY

@@ -16,6 +16,7 @@ pub const FAMILY: Family = Family {
         bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Always,
         indexer: Some(Pairing::Adjacent),
+        temperature: false,
     }),
     ..deepseek_v32::FAMILY
 };

@@ -28,7 +28,7 @@ const LINEAR: &[Rule] = &[
 ];
 
 /// As Qwen3.5 was released in BF16.
-const STACKED: ExpertLayout = ExpertLayout {
+pub const STACKED: ExpertLayout = ExpertLayout {
     name: "stacked, gate before up",
     pieces: &[
         Piece {

@@ -242,6 +242,8 @@ pub struct MlaRule {
     pub adjacent: Switch,
     /// How the indexer's pairs rotate, where there is one: `index_n_heads`, `index_head_dim`, `index_topk`.
     pub indexer: Option<Pairing>,
+    /// Queries grow with the position: `llama_4_scaling_beta` among the parameters of the rotary encoding.
+    pub temperature: bool,
 }
 
 /// DeepSeek V4's attention: what transformers assumes where config.json says nothing.
