@@ -5,6 +5,7 @@
 
 mod attention;
 mod compressed;
+mod delta;
 mod moe;
 
 use moepack_format::Result;
@@ -24,9 +25,11 @@ use crate::spec::{Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
 /// `BadData` for a missing key, a value out of range, or values that contradict each other.
 pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
     check_fixed(family, config)?;
+    let kimi = config.find(&["model_max_length"]).is_some();
+    let positions = if kimi { "model_max_length" } else { "max_seq_len" };
     let base = Base {
         hidden: size(config, ["hidden_size", "d_model"], HIDDEN_MAX)?,
-        positions: size(config, ["max_position_embeddings", "max_seq_len"], POSITIONS_MAX)?,
+        positions: size(config, ["max_position_embeddings", positions], POSITIONS_MAX)?,
         n_heads: size(config, ["num_attention_heads", "n_heads"], HEADS_MAX)?,
         n_layers: size(config, ["num_hidden_layers", "n_layers"], LAYERS_MAX)?,
     };
@@ -56,7 +59,7 @@ struct Base {
     n_layers: usize,
 }
 
-/// A size under its usual key, or under MPT's where only that is there.
+/// A size under its usual key, or under another where only that is there.
 fn size(config: &Config, [key, other]: [&'static str; 2], max: usize) -> Result<usize> {
     let key = if config.find(&[key]).is_none() && config.find(&[other]).is_some() { other } else { key };
     config.uint(&[key], 1, max)

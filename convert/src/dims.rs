@@ -2,8 +2,8 @@
 
 use crate::family::Dim;
 use crate::spec::{
-    Attention, Compressed, Delta, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp, ModelSpec, Moe, Norm, QkNorm,
-    Residual, Role,
+    Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp, ModelSpec, Moe,
+    Norm, QkNorm, Residual, Role,
 };
 
 /// Whether the model has this tensor: in this layer, or outside of all.
@@ -95,9 +95,19 @@ fn compressed_has(attention: &Compressed, role: Role) -> bool {
 
 fn delta_has(delta: &Delta, role: Role) -> bool {
     match role {
-        Role::DeltaQkvz | Role::DeltaBa => delta.grouped,
-        Role::DeltaQkv | Role::DeltaZ | Role::DeltaB | Role::DeltaA => !delta.grouped,
-        Role::DeltaConv | Role::DeltaStep | Role::DeltaDecay | Role::DeltaNorm | Role::DeltaOut => true,
+        Role::DeltaQkvz | Role::DeltaBa => delta.projections == DeltaProjections::Grouped,
+        Role::DeltaQkv | Role::DeltaZ | Role::DeltaA => delta.projections == DeltaProjections::Separate,
+        Role::DeltaB => delta.projections != DeltaProjections::Grouped,
+        Role::DeltaConv | Role::DeltaOut => delta.projections != DeltaProjections::LowRank,
+        Role::Q | Role::K | Role::V | Role::O => delta.projections == DeltaProjections::LowRank,
+        Role::DeltaConvQ
+        | Role::DeltaConvK
+        | Role::DeltaConvV
+        | Role::DeltaGateA
+        | Role::DeltaGateB
+        | Role::DeltaDecayA
+        | Role::DeltaDecayB => delta.projections == DeltaProjections::LowRank,
+        Role::DeltaStep | Role::DeltaDecay | Role::DeltaNorm => true,
         _ => false,
     }
 }
@@ -194,7 +204,8 @@ fn delta_dim(delta: &Delta, dim: Dim) -> Option<usize> {
     match dim {
         Dim::DeltaChannels => Some(delta.n_channels()),
         Dim::DeltaQkvz => Some(delta.n_channels() + values),
-        Dim::DeltaValues => Some(values),
+        Dim::DeltaValues | Dim::Values | Dim::AttnOut => Some(values),
+        Dim::Q | Dim::QOut | Dim::Kv => Some(delta.n_k_heads * delta.k_dim),
         Dim::DeltaHeads => Some(delta.n_v_heads),
         Dim::DeltaBa => Some(2 * delta.n_v_heads),
         Dim::DeltaHead => Some(delta.v_dim),

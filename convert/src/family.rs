@@ -32,6 +32,7 @@ mod gpt_oss;
 mod granitemoe;
 mod hunyuan_v1_moe;
 mod hy_v3;
+mod kimi_linear;
 mod layout;
 mod llama4;
 mod mimo_v2_flash;
@@ -80,6 +81,7 @@ pub static FAMILIES: &[&Family] = &[
     &granitemoe::FAMILY,
     &hunyuan_v1_moe::FAMILY,
     &hy_v3::FAMILY,
+    &kimi_linear::FAMILY,
     &llama4::FAMILY,
     &mimo_v2_flash::FAMILY,
     &minimax_m2::FAMILY,

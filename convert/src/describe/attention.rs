@@ -3,14 +3,15 @@
 use moepack_format::Result;
 
 use super::compressed::compressed;
+use super::delta::delta;
 use super::{Base, factor, positive, switch};
 use crate::family::{
     AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
 };
 use crate::hparams::Config;
-use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, KERNEL_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
+use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{Attention, Delta, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+use crate::spec::{Attention, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
 
 /// The attention of each layer.
 pub(super) fn attentions(
@@ -27,6 +28,7 @@ pub(super) fn attentions(
             spans.iter().zip(nope).map(|layer| one(layer).map(Attention::Gqa)).collect()
         }
         AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
+        AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
         AttentionRule::Mla(rule) => {
             let mla = mla(family, &rule, config, base)?;
             let shared = shared_choices(&rule, config, base.n_layers)?;
@@ -65,21 +67,27 @@ fn hybrid(
     Ok(listed.map_or_else(every, Ok)?.into_iter().map(one).collect())
 }
 
-fn delta(rule: DeltaRule, config: &Config) -> Result<Delta> {
-    let n_k_heads = config.uint(&["linear_num_key_heads"], 1, HEADS_MAX)?;
-    let n_v_heads = config.uint(&["linear_num_value_heads"], 1, HEADS_MAX)?;
-    if !n_v_heads.is_multiple_of(n_k_heads) {
-        let what = format!("{n_v_heads} value heads do not divide among {n_k_heads} key heads");
-        return Err(config.error(what));
-    }
-    Ok(Delta {
-        n_k_heads,
-        n_v_heads,
-        k_dim: config.uint(&["linear_key_head_dim"], 1, HEAD_DIM_MAX)?,
-        v_dim: config.uint(&["linear_value_head_dim"], 1, HEAD_DIM_MAX)?,
-        kernel: config.uint_opt(&["linear_conv_kernel_dim"], 1, KERNEL_MAX)?.unwrap_or(4),
-        grouped: rule.grouped,
-    })
+/// Latent attention in some layers, linear attention in the others.
+fn hybrid_mla(
+    family: &Family,
+    full: &MlaRule,
+    linear: DeltaRule,
+    config: &Config,
+    base: &Base,
+) -> Result<Vec<Attention>> {
+    let listed = layer_types(config, base.n_layers, "linear_attention")?;
+    let from_one = config.uints_opt(&["linear_attn_config.full_attn_layers"], LAYERS_MAX)?;
+    let is_linear = |l: usize| match (&listed, &from_one) {
+        (Some(listed), _) => listed.get(l).copied().unwrap_or(false),
+        (None, Some(full)) => !full.contains(&(l + 1)),
+        (None, None) => l == 0 || !l.is_multiple_of(4),
+    };
+    let (mla, delta) = (mla(family, full, config, base)?, delta(linear, config)?);
+    let one = |l: usize| match is_linear(l) {
+        true => Attention::Delta(delta.clone()),
+        false => Attention::Mla(mla.clone()),
+    };
+    Ok((0..base.n_layers).map(one).collect())
 }
 
 /// What a query sees.
@@ -210,7 +218,7 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
             None => KeyChoice::All,
             Some(pairing) => KeyChoice::Indexed(indexer(family, config, base, pairing, rope_dim)?),
         },
-        rope: scaled.rope,
+        rope: if rule.nope { Rope::NONE } else { scaled.rope },
     })
 }
 

@@ -201,7 +201,7 @@ fn weights(rule: &RouterRule, config: &Config) -> Result<RouteWeights> {
 
 /// Groups and those kept; `None` where all experts compete with each other.
 fn groups(config: &Config, n_experts: usize, n_used: usize, score: GroupScore) -> Result<Option<Groups>> {
-    let n = config.uint_opt(&["n_group"], 1, EXPERTS_MAX)?.unwrap_or(1);
+    let n = config.uint_opt(&["n_group", "num_expert_group"], 1, EXPERTS_MAX)?.unwrap_or(1);
     let used = config.uint_opt(&["topk_group"], 1, EXPERTS_MAX)?.unwrap_or(1);
     if used > n {
         return Err(config.error(format!("topk_group is {used}, but n_group is {n}")));

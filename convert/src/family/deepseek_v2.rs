@@ -18,13 +18,7 @@ pub const FAMILY: Family = Family {
         ("norm_topk_prob", Fixed::Bool(false)),
         ("moe_layer_freq", Fixed::Int(1)),
     ],
-    attention: AttentionRule::Mla(MlaRule {
-        latent_eps: 1e-6,
-        bias: Switch::Key("attention_bias", false),
-        adjacent: Switch::Always,
-        indexer: None,
-        temperature: false,
-    }),
+    attention: AttentionRule::Mla(MlaRule { adjacent: Switch::Always, ..MlaRule::PLAIN }),
     moe_layers: MoeLayers::From("first_k_dense_replace", 0),
     moe: MoeRule {
         router: RouterRule {

@@ -4,8 +4,7 @@
 
 use super::common::{CORRECTION, DENSE, LLAMA, MLA, PER_EXPERT, ROTARY_TABLES, ROUTER, SHARED_EXPERTS};
 use super::{
-    AttentionRule, Factor, Family, Fixed, MlaRule, MoeLayers, MoeRule, Mtp, RouterRule, SharedRule, Switch,
-    qwen3_moe,
+    AttentionRule, Factor, Family, Fixed, MlaRule, MoeLayers, MoeRule, Mtp, RouterRule, SharedRule, qwen3_moe,
 };
 
 pub const FAMILY: Family = Family {
@@ -18,14 +17,7 @@ pub const FAMILY: Family = Family {
         ("topk_method", Fixed::Text("noaux_tc")),
         ("moe_layer_freq", Fixed::Int(1)),
     ],
-    attention: AttentionRule::Mla(MlaRule {
-        // The reference gives the latent norms their class default, whatever rms_norm_eps says.
-        latent_eps: 1e-6,
-        bias: Switch::Key("attention_bias", false),
-        adjacent: Switch::Key("rope_interleave", true),
-        indexer: None,
-        temperature: false,
-    }),
+    attention: AttentionRule::Mla(MlaRule::PLAIN),
     moe_layers: MoeLayers::From("first_k_dense_replace", 3),
     moe: MoeRule {
         n_experts: &["n_routed_experts", "num_local_experts"],

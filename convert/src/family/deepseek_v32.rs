@@ -10,11 +10,9 @@ pub const FAMILY: Family = Family {
     class: "DeepseekV32ForCausalLM",
     gguf: "deepseek32",
     attention: AttentionRule::Mla(MlaRule {
-        latent_eps: 1e-6,
-        bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Always,
         indexer: Some(Pairing::Half),
-        temperature: false,
+        ..MlaRule::PLAIN
     }),
     rules: &[LLAMA, MLA, INDEXER, DENSE, ROUTER, CORRECTION, SHARED_EXPERTS],
     ..deepseek_v3::FAMILY

@@ -12,11 +12,9 @@ pub const FAMILY: Family = Family {
     gguf: "glm-dsa",
     norm: NormRule::Rms(1e-5),
     attention: AttentionRule::Mla(MlaRule {
-        latent_eps: 1e-6,
-        bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Always,
         indexer: Some(Pairing::Adjacent),
-        temperature: false,
+        ..MlaRule::PLAIN
     }),
     ..deepseek_v32::FAMILY
 };

@@ -13,13 +13,7 @@ pub const FAMILY: Family = Family {
     class: "Mistral4ForCausalLM",
     gguf: "mistral4",
     fixed: &[("hidden_act", Fixed::Text("silu"))],
-    attention: AttentionRule::Mla(MlaRule {
-        latent_eps: 1e-6,
-        bias: Switch::Key("attention_bias", false),
-        adjacent: Switch::Key("rope_interleave", true),
-        indexer: None,
-        temperature: true,
-    }),
+    attention: AttentionRule::Mla(MlaRule { temperature: true, ..MlaRule::PLAIN }),
     moe_layers: MoeLayers::From("first_k_dense_replace", 0),
     moe: MoeRule {
         router: RouterRule {

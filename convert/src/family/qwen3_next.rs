@@ -11,7 +11,7 @@ use super::{
     RouterRule, Rule, SharedRule, Split, Switch, qwen2_moe, qwen3_moe,
 };
 use crate::rope::RopeRule;
-use crate::spec::{Gate, Part, QkNorm, Role};
+use crate::spec::{DeltaProjections, Gate, Part, QkNorm, Role};
 
 const LINEAR: &[Rule] = &[
     rule(Role::DeltaQkvz, "linear_attn.in_proj_qkvz.weight", &[DeltaQkvz, Hidden]),
@@ -49,7 +49,7 @@ pub const FAMILY: Family = Family {
     class: "Qwen3NextForCausalLM",
     gguf: "qwen3next",
     norm: NormRule::RmsPlusOne(1e-6),
-    attention: AttentionRule::Hybrid(FULL, DeltaRule { grouped: true }),
+    attention: AttentionRule::Hybrid(FULL, DeltaRule { projections: DeltaProjections::Grouped }),
     rope: RopeRule { partial: 0.25, ..RopeRule::PLAIN },
     moe: MoeRule {
         router: RouterRule { renorm: Switch::Key("norm_topk_prob", true), ..RouterRule::SOFTMAX },
@@ -65,7 +65,7 @@ pub const QWEN3_5: Family = Family {
     model_types: &["qwen3_5_moe", "qwen3_5_moe_text"],
     class: "Qwen3_5MoeForCausalLM",
     gguf: "qwen35moe",
-    attention: AttentionRule::Hybrid(FULL, DeltaRule { grouped: false }),
+    attention: AttentionRule::Hybrid(FULL, DeltaRule { projections: DeltaProjections::Separate }),
     moe_layers: MoeLayers::All,
     moe: MoeRule { router: RouterRule { renorm: Switch::Always, ..RouterRule::SOFTMAX }, ..FAMILY.moe },
     experts: &[STACKED, PER_EXPERT],

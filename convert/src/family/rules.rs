@@ -2,7 +2,7 @@
 //! missing. Each rule has a plain constant that others are written as a difference from.
 
 use crate::hparams::Keys;
-use crate::spec::{Gate, Pairing, QkNorm};
+use crate::spec::{DeltaProjections, Gate, Pairing, QkNorm};
 
 /// A value that a key of config.json must have.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,14 +85,17 @@ pub enum AttentionRule {
     /// Grouped-query attention in the layers that `layer_types` calls `full_attention` (without the list each
     /// `full_attention_interval`-th), linear attention in the others.
     Hybrid(GqaRule, DeltaRule),
+    /// Latent attention in the layers that `layer_types` calls `full_attention` (without the list those in
+    /// `linear_attn_config.full_attn_layers`, counted from 1), linear attention in the others.
+    HybridMla(MlaRule, DeltaRule),
 }
 
 /// Linear attention of a family: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,
 /// `linear_value_head_dim`, `linear_conv_kernel_dim`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaRule {
-    /// Projections are grouped by key heads.
-    pub grouped: bool,
+    /// How a token's input becomes what the rule takes.
+    pub projections: DeltaProjections,
 }
 
 /// Grouped-query attention of a family.
@@ -244,6 +247,21 @@ pub struct MlaRule {
     pub indexer: Option<Pairing>,
     /// Queries grow with the position: `llama_4_scaling_beta` among the parameters of the rotary encoding.
     pub temperature: bool,
+    /// The rotary dimensions are there, but do not rotate.
+    pub nope: bool,
+}
+
+impl MlaRule {
+    /// DeepSeek V3's.
+    pub const PLAIN: MlaRule = MlaRule {
+        // The reference gives the latent norms their class default, whatever rms_norm_eps says.
+        latent_eps: 1e-6,
+        bias: Switch::Key("attention_bias", false),
+        adjacent: Switch::Key("rope_interleave", true),
+        indexer: None,
+        temperature: false,
+        nope: false,
+    };
 }
 
 /// DeepSeek V4's attention: what transformers assumes where config.json says nothing.

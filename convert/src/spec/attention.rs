@@ -203,8 +203,20 @@ pub struct Delta {
     pub v_dim: usize,
     /// Tokens that the convolution looks at.
     pub kernel: usize,
-    /// Projections are two matrices whose rows are grouped by key heads, not four.
-    pub grouped: bool,
+    /// How a token's input becomes queries, keys, values, gates, betas and decays.
+    pub projections: DeltaProjections,
+}
+
+/// How a token's input becomes what the gated delta rule takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeltaProjections {
+    /// Two matrices whose rows are grouped by key heads; one decay a value head; gates through silu.
+    Grouped,
+    /// Four matrices; the rest as before.
+    Separate,
+    /// Queries, keys and values of their own, gates and decays through a rank of one head (Kimi's delta attention): one
+    /// decay a channel of the keys; gates through the sigmoid.
+    LowRank,
 }
 
 impl Delta {

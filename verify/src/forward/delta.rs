@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! u = silu(causal convolution, channel by channel, of W_qkv x);  q, k, v of each head from u;  q, k to length 1
-//! beta = sigmoid(W_b x),  g = exp(−exp(A) · softplus(W_a x + dt))                one of each for a value head
+//! beta = sigmoid(W_b x),  g = exp(−exp(A) · softplus(W_a x + dt))                of each value head; with Kimi's variant
+//!                                                                                g of each channel of its keys
 //! S = g S;  S += k ⊗ beta (v − kᵀ S);  o = Sᵀ q / √k_dim                           S is [k_dim, v_dim]
 //! out = W_o (norm(o) · silu(W_z x))
 //! ```
 //!
 //! Each key head serves equally many consecutive value heads.
 
-use moepack_convert::spec::{Delta as Spec, Role};
+use moepack_convert::spec::{Delta as Spec, DeltaProjections, Role};
 use moepack_format::Result;
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
@@ -29,9 +30,9 @@ pub(super) struct Delta {
     projections: Projections,
     /// `[channels, kernel]`
     conv: Vec<f32>,
-    /// −exp(A). `[n_v_heads]`
+    /// −exp(A), for each decay.
     decay: Vec<f32>,
-    /// `[n_v_heads]`
+    /// One for each decay.
     dt: Vec<f32>,
     norm: Norm,
     /// `[hidden, n_v_heads · v_dim]`
@@ -42,27 +43,55 @@ pub(super) struct Delta {
 struct Projections {
     /// All queries, all keys, all values. `[channels, hidden]`
     qkv: Linear,
-    /// `[n_v_heads · v_dim, hidden]`
-    z: Linear,
+    /// To `n_v_heads · v_dim`.
+    z: Chain,
     /// `[n_v_heads, hidden]`
     b: Linear,
-    /// `[n_v_heads, hidden]`
-    a: Linear,
+    /// To one for each decay.
+    a: Chain,
+}
+
+/// One linear map, or two after another.
+struct Chain(Linear, Option<Linear>);
+
+impl Chain {
+    fn apply(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
+        let Chain(first, second) = self;
+        let Some(second) = second else { return first.apply(isa, x, out) };
+        let mut inner = vec![0.0; x.len() / first.k() * first.n()]; // [len, rank]
+        first.apply(isa, x, &mut inner);
+        second.apply(isa, &inner, out);
+    }
 }
 
 impl Projections {
     fn load(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Projections> {
         let (l, hidden) = (Some(layer), weights.spec().hidden);
         let (values, heads) = (spec.n_v_heads * spec.v_dim, spec.n_v_heads);
-        if spec.grouped {
-            return Projections::ungroup(weights, layer, spec);
-        }
         let linear = |role, n| Linear::load(weights, l, (role, None), n, hidden);
+        match spec.projections {
+            DeltaProjections::Grouped => return Projections::ungroup(weights, layer, spec),
+            DeltaProjections::Separate => {}
+            DeltaProjections::LowRank => {
+                let d = spec.v_dim;
+                let chain = |a, b| -> Result<Chain> {
+                    Ok(Chain(linear(a, d)?, Some(Linear::load(weights, l, (b, None), values, d)?)))
+                };
+                let part = |role| tensor(weights, l, role, &[values, hidden]);
+                let qkv = [part(Role::Q)?, part(Role::K)?, part(Role::V)?].concat();
+                return Ok(Projections {
+                    qkv: Linear::new(&qkv, None, spec.n_channels(), hidden),
+                    z: chain(Role::DeltaGateA, Role::DeltaGateB)?,
+                    b: linear(Role::DeltaB, heads)?,
+                    a: chain(Role::DeltaDecayA, Role::DeltaDecayB)?,
+                });
+            }
+        }
         Ok(Projections {
             qkv: linear(Role::DeltaQkv, spec.n_channels())?,
-            z: linear(Role::DeltaZ, values)?,
+            z: Chain(linear(Role::DeltaZ, values)?, None),
             b: linear(Role::DeltaB, heads)?,
-            a: linear(Role::DeltaA, heads)?,
+            a: Chain(linear(Role::DeltaA, heads)?, None),
         })
     }
 
@@ -85,9 +114,9 @@ impl Projections {
         let linear = |rows: &[f32], n| Linear::new(rows, None, n, hidden);
         Ok(Projections {
             qkv: linear(&qkv, spec.n_channels()),
-            z: linear(&part(2 * k_dim + v, v), values),
+            z: Chain(linear(&part(2 * k_dim + v, v), values), None),
             b: linear(&take(&ba, 2 * each, 0, each), spec.n_v_heads),
-            a: linear(&take(&ba, 2 * each, each, each), spec.n_v_heads),
+            a: Chain(linear(&take(&ba, 2 * each, each, each), spec.n_v_heads), None),
         })
     }
 }
@@ -95,16 +124,20 @@ impl Projections {
 impl Delta {
     pub(super) fn load(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Delta> {
         let (l, hidden, heads) = (Some(layer), weights.spec().hidden, spec.n_v_heads);
-        let mut decay = tensor(weights, l, Role::DeltaDecay, &[heads])?;
-        decay.iter_mut().for_each(|a| *a = -libm::exp(f64::from(*a)) as f32);
+        let low_rank = spec.projections == DeltaProjections::LowRank;
+        let each = if low_rank { spec.k_dim } else { 1 }; // decays of a head
+        let shape: &[usize] = if low_rank { &[1, 1, heads, 1] } else { &[heads] };
+        let decay = tensor(weights, l, Role::DeltaDecay, shape)?;
+        let rates = decay.iter().map(|&a| -libm::exp(f64::from(a)) as f32);
         let norm = tensor(weights, l, Role::DeltaNorm, &[spec.v_dim])?;
+        let o = if low_rank { Role::O } else { Role::DeltaOut };
         Ok(Delta {
             projections: Projections::load(weights, layer, spec)?,
-            conv: tensor(weights, l, Role::DeltaConv, &[spec.n_channels(), 1, spec.kernel])?,
-            decay,
-            dt: tensor(weights, l, Role::DeltaStep, &[heads])?,
+            conv: convolution(weights, layer, spec)?,
+            decay: rates.flat_map(|rate| std::iter::repeat_n(rate, each)).collect(),
+            dt: tensor(weights, l, Role::DeltaStep, &[heads * each])?,
             norm: Norm::rms(norm, weights.spec().norm.eps()),
-            o: Linear::load(weights, l, (Role::DeltaOut, None), hidden, heads * spec.v_dim)?,
+            o: Linear::load(weights, l, (o, None), hidden, heads * spec.v_dim)?,
             spec: spec.clone(),
         })
     }
@@ -138,7 +171,12 @@ impl Delta {
         self.projections.z.apply(isa, x, z);
         let gated = sized(v, len * n); // silu(z) · o
         gated.copy_from_slice(z);
-        math::silu_mul(isa, gated, mixed);
+        if spec.projections == DeltaProjections::LowRank {
+            math::sigmoid_all(isa, gated);
+            gated.iter_mut().zip(&*mixed).for_each(|(g, o)| *g *= o);
+        } else {
+            math::silu_mul(isa, gated, mixed);
+        }
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, gated, out);
         out
@@ -174,15 +212,15 @@ impl Delta {
         }
     }
 
-    /// Betas and decays, `[len, n_v_heads]`.
+    /// Betas `[len, n_v_heads]`, and decays, one or `k_dim` a head.
     fn gates(&self, isa: Isa, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let heads = self.spec.n_v_heads;
         let len = x.len() / self.o.n();
-        let (mut betas, mut decays) = (vec![0.0; len * heads], vec![0.0; len * heads]);
+        let (mut betas, mut decays) = (vec![0.0; len * heads], vec![0.0; len * self.dt.len()]);
         self.projections.b.apply(isa, x, &mut betas);
         math::sigmoid_all(isa, &mut betas);
         self.projections.a.apply(isa, x, &mut decays);
-        for row in decays.chunks_exact_mut(heads) {
+        for row in decays.chunks_exact_mut(self.dt.len()) {
             for ((a, dt), decay) in row.iter_mut().zip(&self.dt).zip(&self.decay) {
                 *a = decay * softplus(*a + dt);
             }
@@ -194,7 +232,7 @@ impl Delta {
     /// One value head over all tokens: `out` is `[len, v_dim]`.
     fn head(&self, isa: Isa, head: usize, u: &[f32], (betas, decays): (&[f32], &[f32]), out: &mut [f32]) {
         let Spec { n_k_heads, n_v_heads, k_dim, v_dim, .. } = self.spec;
-        let k_head = head / (n_v_heads / n_k_heads);
+        let (k_head, each) = (head / (n_v_heads / n_k_heads), self.dt.len() / n_v_heads);
         let mut state = vec![0.0; k_dim * v_dim]; // [k_dim, v_dim]
         let mut delta = vec![0.0; v_dim];
         for (t, (row, out)) in
@@ -203,8 +241,11 @@ impl Delta {
             let q = &row[k_head * k_dim..][..k_dim];
             let k = &row[(n_k_heads + k_head) * k_dim..][..k_dim];
             let v = &row[2 * n_k_heads * k_dim + head * v_dim..][..v_dim];
-            let (beta, decay) = (betas[t * n_v_heads + head], decays[t * n_v_heads + head]);
-            state.iter_mut().for_each(|s| *s *= decay);
+            let beta = betas[t * n_v_heads + head];
+            let decay = &decays[(t * n_v_heads + head) * each..][..each];
+            for (state, decay) in state.chunks_exact_mut(k_dim / each * v_dim).zip(decay) {
+                state.iter_mut().for_each(|s| *s *= decay);
+            }
             delta.fill(0.0);
             for (&k, state) in k.iter().zip(state.chunks_exact(v_dim)) {
                 math::add_scaled(isa, &mut delta, k, state);
@@ -217,4 +258,15 @@ impl Delta {
             }
         }
     }
+}
+
+/// The kernels of all channels, `[channels, kernel]`.
+fn convolution(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Vec<f32>> {
+    let part = |role, n| tensor(weights, Some(layer), role, &[n, 1, spec.kernel]);
+    if spec.projections != DeltaProjections::LowRank {
+        return part(Role::DeltaConv, spec.n_channels());
+    }
+    let (keys, values) = (spec.n_k_heads * spec.k_dim, spec.n_v_heads * spec.v_dim);
+    Ok([part(Role::DeltaConvQ, keys)?, part(Role::DeltaConvK, keys)?, part(Role::DeltaConvV, values)?]
+        .concat())
 }
