@@ -112,7 +112,8 @@ impl Claims<'_> {
         let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
         let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
         let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
-        let (rows, cols) = if piece.transposed { (cols, rows) } else { (rows, cols) };
+        let transposed = piece.is_transposed(rows, cols, &tensor.shape);
+        let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
         Some(match (is_matrix, n) {
             (false, _) => n.into_iter().chain([rows]).collect(),
             (true, Some(n)) if piece.flat => vec![n * rows, cols],

@@ -14,7 +14,7 @@ pub const fn rule(role: Role, name: &'static str, shape: &'static [Dim]) -> Rule
 
 /// An expert tensor that holds one matrix `[out, in]`.
 pub const fn one(part: Part, name: &'static str) -> Piece {
-    Piece { name, holds: Holds::One(part), transposed: false, flat: false }
+    Piece { name, holds: Holds::One(part), transposed: false, flat: false, either: false }
 }
 
 /// Embedding, head and the two norms of a layer.

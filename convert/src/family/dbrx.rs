@@ -31,7 +31,7 @@ const ROWS: ExpertLayout = ExpertLayout {
 };
 
 const fn rows(part: Part, name: &'static str, transposed: bool) -> Piece {
-    Piece { name, holds: Holds::One(part), transposed, flat: true }
+    Piece { name, holds: Holds::One(part), transposed, flat: true, either: false }
 }
 
 pub const FAMILY: Family = Family {

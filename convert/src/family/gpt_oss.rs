@@ -24,9 +24,21 @@ const GATE_UP_BIAS: Holds = Holds::Two(Part::GateBias, Part::UpBias, Split::Inte
 const MXFP4: ExpertLayout = ExpertLayout {
     name: "stacked MXFP4 blocks",
     pieces: &[
-        Piece { name: "mlp.experts.gate_up_proj_blocks", holds: GATE_UP, transposed: false, flat: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj_blocks",
+            holds: GATE_UP,
+            transposed: false,
+            flat: false,
+            either: false,
+        },
         one(Part::Down, "mlp.experts.down_proj_blocks"),
-        Piece { name: "mlp.experts.gate_up_proj_bias", holds: GATE_UP_BIAS, transposed: false, flat: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj_bias",
+            holds: GATE_UP_BIAS,
+            transposed: false,
+            flat: false,
+            either: false,
+        },
         one(Part::DownBias, "mlp.experts.down_proj_bias"),
     ],
 };
@@ -35,9 +47,27 @@ const MXFP4: ExpertLayout = ExpertLayout {
 const DECODED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
-        Piece { name: "mlp.experts.gate_up_proj", holds: GATE_UP, transposed: true, flat: false },
-        Piece { name: "mlp.experts.down_proj", holds: Holds::One(Part::Down), transposed: true, flat: false },
-        Piece { name: "mlp.experts.gate_up_proj_bias", holds: GATE_UP_BIAS, transposed: false, flat: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj",
+            holds: GATE_UP,
+            transposed: true,
+            flat: false,
+            either: false,
+        },
+        Piece {
+            name: "mlp.experts.down_proj",
+            holds: Holds::One(Part::Down),
+            transposed: true,
+            flat: false,
+            either: false,
+        },
+        Piece {
+            name: "mlp.experts.gate_up_proj_bias",
+            holds: GATE_UP_BIAS,
+            transposed: false,
+            flat: false,
+            either: false,
+        },
         one(Part::DownBias, "mlp.experts.down_proj_bias"),
     ],
 };

@@ -24,6 +24,7 @@ const STACKED: ExpertLayout = ExpertLayout {
             holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
             transposed: false,
             flat: false,
+            either: false,
         },
         one(Part::Down, "block_sparse_moe.output_linear.weight"),
     ],

@@ -22,6 +22,9 @@ pub struct Piece {
     pub transposed: bool,
     /// All experts' rows along the first axis, not experts along an axis of their own.
     pub flat: bool,
+    /// Some writers store it turned, others not: the shape tells, and a square one is not turned, as transformers has
+    /// it.
+    pub either: bool,
 }
 
 /// What an expert tensor holds.
@@ -40,4 +43,12 @@ pub enum Split {
     Halves,
     /// Even rows are the first, odd rows the second.
     Interleaved,
+}
+
+impl Piece {
+    /// Whether a tensor that should hold `rows × cols` is stored `[in, out]`; its last two lengths are `shape`.
+    pub fn is_transposed(&self, rows: u64, cols: u64, shape: &[u64]) -> bool {
+        let straight = self.either && shape.ends_with(&[rows, cols]);
+        self.transposed && !straight
+    }
 }

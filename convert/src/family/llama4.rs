@@ -25,12 +25,19 @@ const GATE_UP: Holds = Holds::Two(Part::Gate, Part::Up, Split::Halves);
 const TRANSPOSED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
-        Piece { name: "feed_forward.experts.gate_up_proj", holds: GATE_UP, transposed: true, flat: false },
+        Piece {
+            name: "feed_forward.experts.gate_up_proj",
+            holds: GATE_UP,
+            transposed: true,
+            flat: false,
+            either: false,
+        },
         Piece {
             name: "feed_forward.experts.down_proj",
             holds: Holds::One(Part::Down),
             transposed: true,
             flat: false,
+            either: false,
         },
     ],
 };

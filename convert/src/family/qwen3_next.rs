@@ -36,6 +36,7 @@ pub const STACKED: ExpertLayout = ExpertLayout {
             holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
             transposed: false,
             flat: false,
+            either: false,
         },
         one(Part::Down, "mlp.experts.down_proj"),
     ],

@@ -1,5 +1,5 @@
 //! Qwen3-VL-MoE (text): Qwen3-MoE with experts stacked as `[in, out]`; towers are carried.
-//! Source: transformers 5.23.0 `models/qwen3_vl_moe`, which keeps the transposed layout in its state dict.
+//! Source: transformers 5.23.0 `models/qwen3_vl_moe`, which saves them as `[out, in]` under the same names.
 
 use super::common::PER_EXPERT;
 use super::{
@@ -14,8 +14,20 @@ const GATE_UP: Holds = Holds::Two(Part::Gate, Part::Up, Split::Halves);
 const TRANSPOSED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
-        Piece { name: "mlp.experts.gate_up_proj", holds: GATE_UP, transposed: true, flat: false },
-        Piece { name: "mlp.experts.down_proj", holds: Holds::One(Part::Down), transposed: true, flat: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj",
+            holds: GATE_UP,
+            transposed: true,
+            flat: false,
+            either: true,
+        },
+        Piece {
+            name: "mlp.experts.down_proj",
+            holds: Holds::One(Part::Down),
+            transposed: true,
+            flat: false,
+            either: true,
+        },
     ],
 };
 
