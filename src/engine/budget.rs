@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::spec::Attention;
+use moepack_convert::spec::{Attention, Indexer};
 use moepack_convert::{Model, ModelSpec, Role};
 use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
@@ -179,7 +179,8 @@ fn expert_bytes(spec: &ModelSpec) -> u64 {
 
 /// Residual streams of so many tokens in all, with the sums of experts that are added to them.
 fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
-    n_tokens * (2 * 4 * spec.hidden as u64 + BYTES_A_TOKEN)
+    let mixes = spec.hyper.map_or(0, |h| 2 * 4 * h.n_mixes());
+    n_tokens * (4 * (spec.width() + spec.hidden) as u64 + mixes as u64 + BYTES_A_TOKEN)
 }
 
 /// Outputs of one expert for the share of so many tokens that it gets.
@@ -206,11 +207,28 @@ fn hessian_bytes(spec: &ModelSpec, threads: u64) -> u64 {
 /// Queries, keys, values and outputs of one window of `ctx` tokens.
 fn window_bytes(spec: &ModelSpec, ctx: usize) -> u64 {
     let values = |attention: &Attention| match attention {
-        Attention::Gqa(a) => (3 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim,
-        Attention::Mla(a) => a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim),
+        Attention::Gqa(a) => {
+            let gates = if a.gate.is_some() { 3 * a.n_heads * a.v_dim } else { 0 };
+            (a.n_heads + a.n_kv_heads) * a.head_dim + (2 * a.n_heads + a.n_kv_heads) * a.v_dim + gates
+        }
+        Attention::Mla(a) => {
+            a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim) + index_values(a.choice.indexer(), ctx)
+        }
+        Attention::Delta(a) => 2 * a.n_channels() + 4 * a.n_v_heads * a.v_dim + 2 * a.n_v_heads,
+        Attention::Compressed(a) => {
+            let indexer = a.compression.as_ref().and_then(|c| c.indexer.as_ref());
+            let entries = a.compression.as_ref().map_or(0, |c| 2 * c.n_series() * a.head_dim);
+            let latents = a.q_lora + a.n_groups * a.o_lora;
+            (3 * a.n_heads + 6) * a.head_dim + latents + entries + index_values(indexer, ctx)
+        }
     };
     let values = spec.layers.iter().map(|l| values(&l.attention)).max().unwrap_or(0);
     4 * ctx as u64 * (2 * spec.hidden + values) as u64
+}
+
+/// Queries of an indexer and the keys it chose, for each token of a window.
+fn index_values(indexer: Option<&Indexer>, ctx: usize) -> usize {
+    indexer.map_or(0, |i| i.n_heads * i.head_dim + i.n_used.min(ctx))
 }
 
 /// The trunk of the largest layer, packed in f32, and the largest of its matrices as it comes.

@@ -215,9 +215,7 @@ impl<'a> Run<'a> {
 
     /// Begins to disturb: behind attention, where the streams are still the undisturbed one.
     fn branch_off(&mut self) {
-        let (width, stream) = (self.clean.1.width, &self.clean.1);
-        let base = stream.hidden.get(..self.sample.tokens.len() * width).unwrap_or_default();
-        self.noisy = MATRICES.map(|_| Stream { width, hidden: base.to_vec() }).to_vec();
+        self.noisy = MATRICES.map(|_| self.clean.1.first(&self.sample)).to_vec();
     }
 
     /// Ends to disturb.
@@ -226,7 +224,7 @@ impl<'a> Run<'a> {
             let (windows, stream) = &mut self.clean;
             windows.tokens.extend(&self.sample.tokens);
             windows.lens.extend(&self.sample.lens);
-            stream.hidden.extend(noisy.hidden);
+            stream.append(noisy);
         }
     }
 
@@ -238,8 +236,11 @@ impl<'a> Run<'a> {
         layer: usize,
         done: impl Fn() + Send + Sync,
     ) -> Result<Vec<Energy>> {
-        let streams = || std::iter::once(&self.clean.1).chain(&self.noisy);
-        let passes = streams().map(|s| MoePass::begin(weights, s)).collect::<Result<Vec<_>>>()?;
+        let clean = std::iter::once((&self.clean.0, &self.clean.1));
+        let streams = clean.chain(self.noisy.iter().map(|noisy| (&self.sample, noisy)));
+        let passes = streams
+            .map(|(windows, stream)| MoePass::begin(weights, &windows.tokens, stream))
+            .collect::<Result<Vec<_>>>()?;
         let mut sums: Vec<RoutedSum<'_>> = passes.iter().map(RoutedSum::new).collect();
         let mut energies = Vec::new();
         let work = |e: usize| -> Result<Vec<ExpertOutput>> {
@@ -263,7 +264,7 @@ impl<'a> Run<'a> {
     }
 
     fn energy(&self, pass: &MoePass<'_>, output: &ExpertOutput) -> Energy {
-        let width = self.clean.1.width.max(1);
+        let width = self.model.spec().hidden.max(1);
         let tokens = pass.routing().tokens_of(output.expert).iter().zip(output.rows.chunks_exact(width));
         let mut energy = Energy::default();
         for (token, row) in tokens.filter(|(t, _)| (t.token as usize) < self.sample.tokens.len()) {
