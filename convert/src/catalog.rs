@@ -109,7 +109,7 @@ enum Claim {
         layer: usize,
         expert: Option<usize>,
     },
-    Carried(usize),
+    Carried(Option<usize>),
     LeftOut(&'static str),
     /// Nobody's; the reason, where there is one.
     Unclaimed(&'static str),
@@ -120,6 +120,7 @@ impl Catalog {
     pub(crate) fn build(source: Source<'_>) -> Result<Catalog> {
         let claims = Claims::of(source);
         claims.check_layers()?;
+        claims.check_twice()?;
         claims.check_scales()?;
         claims.check_shapes()?;
         let mut catalog = Catalog {
@@ -173,8 +174,11 @@ impl<'a> Claims<'a> {
             orphans: Vec::new(),
         };
         for (i, tensor) in tensors.iter().enumerate() {
-            let Some(weight) = names::scaled(&tensor.name) else {
-                this.claims.push(this.claim(&tensor.name));
+            let own = this.claim(&tensor.name);
+            let weight =
+                names::scaled(&tensor.name).filter(|w| is_scale(own) || source.checkpoint.find(w).is_some());
+            let Some(weight) = weight else {
+                this.claims.push(own);
                 continue;
             };
             this.claims.push(this.claim(&weight));
@@ -200,23 +204,27 @@ impl<'a> Claims<'a> {
     /// What the name says.
     fn claim(&self, name: &str) -> Claim {
         let Source { family, spec, .. } = self.source;
+        if family.carried.iter().any(|beginning| name.starts_with(beginning)) {
+            return Claim::Carried(None);
+        }
+        let name = &*self.names.canonical(name);
         if let Some((_, why)) = family.left_out.iter().find(|(ending, _)| name.ends_with(ending)) {
             return Claim::LeftOut(why);
         }
         let in_layer = self.names.layer_of(name);
         if let Some((layer, _)) = in_layer.filter(|(l, _)| *l >= spec.layers.len()) {
             return match family.mtp {
-                Mtp::ExtraLayers { .. } => Claim::Carried(layer),
+                Mtp::ExtraLayers { .. } => Claim::Carried(Some(layer)),
                 Mtp::None => Claim::Unclaimed("config.json has fewer layers"),
             };
         }
         let Some(place) = self.names.find(name) else { return Claim::Unclaimed("") };
         let layer = place.layer.and_then(|l| spec.layers.get(l));
         match (place.meaning, layer) {
-            (Meaning::Trunk(rule), None) => Claim::Trunk(rule, None),
-            (Meaning::Trunk(rule), Some(spec)) if dims::has(spec, rule.role) => {
+            (Meaning::Trunk(rule), layer) if dims::has(spec, layer, rule.role) => {
                 Claim::Trunk(rule, place.layer)
             }
+            (Meaning::Trunk(_), None) => Claim::Unclaimed("config.json says that there is no such tensor"),
             (Meaning::Trunk(_), Some(_)) => {
                 Claim::Unclaimed("config.json says that this layer has no such tensor")
             }
@@ -256,7 +264,7 @@ impl<'a> Claims<'a> {
         for (at, claim, t) in self.each() {
             let (layer, role) = match claim {
                 Claim::Trunk(rule, layer) => (layer, rule.role),
-                Claim::Carried(layer) => (Some(layer), Role::Carried),
+                Claim::Carried(layer) => (layer, Role::Carried),
                 _ => continue,
             };
             let is_scale = self.is_scale(at);
@@ -312,6 +320,11 @@ impl<'a> Claims<'a> {
         }
         Ok(layers)
     }
+}
+
+/// Whether a name that ends like one of scales may be no tensor of its own.
+fn is_scale(claim: Claim) -> bool {
+    !matches!(claim, Claim::Trunk(..) | Claim::Carried(_))
 }
 
 /// A place in the tensor list; [`crate::limits::TENSORS_MAX`] keeps it far below [`NONE`].

@@ -1,33 +1,66 @@
 //! What follows from a model's description: which tensors a layer has, and how long their sides are.
 
 use crate::family::Dim;
-use crate::spec::{Attention, Gqa, LayerSpec, Mla, Mlp, ModelSpec, Moe, QkNorm, Role};
+use crate::spec::{
+    Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp, ModelSpec, Moe,
+    Norm, QkNorm, Residual, Role,
+};
 
-/// Whether a layer has this tensor; roles outside layers are answered by [`has_global`].
-pub fn has(layer: &LayerSpec, role: Role) -> bool {
+/// Whether the model has this tensor: in this layer, or outside of all.
+pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
+    let Some(layer) = layer else { return has_global(spec, role) };
     let attention = match &layer.attention {
         Attention::Gqa(gqa) => gqa_has(gqa, role),
         Attention::Mla(mla) => mla_has(mla, role),
+        Attention::Compressed(attention) => compressed_has(attention, role),
+        Attention::Delta(delta) => delta_has(delta, role),
     };
     let mlp = match &layer.mlp {
         Mlp::Dense { .. } => matches!(role, Role::DenseGate | Role::DenseUp | Role::DenseDown),
         Mlp::Moe(moe) => moe_has(moe, role),
     };
-    matches!(role, Role::AttnNorm | Role::MlpNorm) || attention || mlp
+    residual_has(layer.residual, spec.norm, role) || attention || mlp
 }
 
-/// Whether this tensor stands outside the layers.
-pub fn has_global(role: Role) -> bool {
-    matches!(role, Role::Embed | Role::FinalNorm | Role::LmHead)
+/// The head may be the embedding, which is for the tensors to decide.
+fn has_global(spec: &ModelSpec, role: Role) -> bool {
+    match role {
+        Role::Embed | Role::FinalNorm | Role::LmHead => true,
+        Role::FinalNormBias => has_bias(spec.norm),
+        Role::LmHeadBias => spec.head_bias,
+        Role::HeadMix | Role::HeadMixBase | Role::HeadMixScale => spec.hyper.is_some(),
+        _ => false,
+    }
+}
+
+fn has_bias(norm: Norm) -> bool {
+    matches!(norm, Norm::Layer { bias: true, .. })
+}
+
+fn residual_has(residual: Residual, norm: Norm, role: Role) -> bool {
+    let own_mlp_norm = residual.has_pre_norm() && residual != Residual::Parallel;
+    match role {
+        Role::AttnNorm => residual.has_pre_norm(),
+        Role::MlpNorm => own_mlp_norm,
+        Role::AttnNormBias => residual.has_pre_norm() && has_bias(norm),
+        Role::MlpNormBias => own_mlp_norm && has_bias(norm),
+        Role::AttnPostNorm | Role::MlpPostNorm => residual.has_post_norm(),
+        Role::AttnMix | Role::AttnMixBase | Role::AttnMixScale => matches!(residual, Residual::Hyper(_)),
+        Role::MlpMix | Role::MlpMixBase | Role::MlpMixScale => matches!(residual, Residual::Hyper(_)),
+        _ => false,
+    }
 }
 
 fn gqa_has(gqa: &Gqa, role: Role) -> bool {
     match role {
-        Role::Q | Role::K | Role::V | Role::O => true,
+        Role::Q | Role::K | Role::V => !gqa.fused,
+        Role::Qkv => gqa.fused,
+        Role::O => true,
         Role::QBias | Role::KBias | Role::VBias => gqa.qkv_bias,
         Role::OBias => gqa.o_bias,
-        Role::QNorm | Role::KNorm => gqa.qk_norm != QkNorm::None,
+        Role::QNorm | Role::KNorm => matches!(gqa.qk_norm, QkNorm::Head | QkNorm::Full),
         Role::Sinks => gqa.sinks,
+        Role::AttnGate => gqa.gate == Some(Gate::Own),
         _ => false,
     }
 }
@@ -39,17 +72,57 @@ fn mla_has(mla: &Mla, role: Role) -> bool {
         Role::QA | Role::QANorm | Role::QB => mla.q_lora.is_some(),
         Role::QABias => mla.bias && mla.q_lora.is_some(),
         Role::KvABias | Role::OBias => mla.bias,
+        Role::IndexQ | Role::IndexK | Role::IndexKNorm | Role::IndexKNormBias | Role::IndexWeights => {
+            mla.choice.indexer().is_some()
+        }
+        _ => false,
+    }
+}
+
+fn compressed_has(attention: &Compressed, role: Role) -> bool {
+    use Role::{
+        CompressBias, CompressGate, CompressKv, CompressNorm, IndexCompressBias, IndexCompressGate,
+        IndexCompressKv, IndexCompressNorm, IndexQ, IndexWeights, Kv, KvNorm, OA, OB, QA, QANorm, QB, Sinks,
+    };
+    match role {
+        Sinks | QA | QANorm | QB | Kv | KvNorm | OA | OB => true,
+        CompressKv | CompressGate | CompressBias | CompressNorm => attention.compression.is_some(),
+        IndexQ | IndexWeights | IndexCompressKv | IndexCompressGate | IndexCompressBias
+        | IndexCompressNorm => attention.compression.as_ref().is_some_and(|c| c.indexer.is_some()),
+        _ => false,
+    }
+}
+
+fn delta_has(delta: &Delta, role: Role) -> bool {
+    match role {
+        Role::DeltaQkvz | Role::DeltaBa => delta.projections == DeltaProjections::Grouped,
+        Role::DeltaQkv | Role::DeltaZ | Role::DeltaA => delta.projections == DeltaProjections::Separate,
+        Role::DeltaB => delta.projections != DeltaProjections::Grouped,
+        Role::DeltaConv | Role::DeltaOut => delta.projections != DeltaProjections::LowRank,
+        Role::Q | Role::K | Role::V | Role::O => delta.projections == DeltaProjections::LowRank,
+        Role::DeltaConvQ
+        | Role::DeltaConvK
+        | Role::DeltaConvV
+        | Role::DeltaGateA
+        | Role::DeltaGateB
+        | Role::DeltaDecayA
+        | Role::DeltaDecayB => delta.projections == DeltaProjections::LowRank,
+        Role::DeltaStep | Role::DeltaDecay | Role::DeltaNorm => true,
         _ => false,
     }
 }
 
 fn moe_has(moe: &Moe, role: Role) -> bool {
+    let shared = moe.shared.as_ref();
     match role {
         Role::Router => true,
         Role::RouterBias => moe.router.bias,
         Role::RouterCorrection => moe.router.correction,
-        Role::SharedGate | Role::SharedUp | Role::SharedDown => moe.shared.is_some(),
-        Role::SharedRouter => moe.shared.is_some_and(|s| s.gated),
+        Role::RouterTable => moe.router.choice == crate::spec::Choice::ByToken,
+        Role::SharedGate | Role::SharedUp => shared.is_some_and(|s| !s.fused),
+        Role::SharedGateUp => shared.is_some_and(|s| s.fused),
+        Role::SharedDown => shared.is_some(),
+        Role::SharedRouter => shared.is_some_and(|s| s.gated),
         _ => false,
     }
 }
@@ -61,19 +134,36 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
         Dim::Hidden => Some(spec.hidden),
         Dim::Vocab => Some(spec.vocab),
         Dim::One => Some(1),
-        Dim::DenseInter | Dim::Inter | Dim::SharedInter | Dim::Experts => mlp_dim(&layer?.mlp, dim),
+        Dim::Three => Some(3),
+        Dim::Width => Some(spec.width()),
+        Dim::Streams => spec.hyper.map(|h| h.n_streams),
+        Dim::Mixes => spec.hyper.map(|h| h.n_mixes()),
+        Dim::DenseInter
+        | Dim::Inter
+        | Dim::SharedInter
+        | Dim::SharedGateUp
+        | Dim::Experts
+        | Dim::ExpertsUsed => mlp_dim(&layer?.mlp, dim),
         _ => match &layer?.attention {
             Attention::Gqa(gqa) => gqa_dim(gqa, dim),
             Attention::Mla(mla) => mla_dim(mla, dim),
+            Attention::Compressed(attention) => compressed_dim(attention, dim),
+            Attention::Delta(delta) => delta_dim(delta, dim),
         },
     };
     n.map(|n| n as u64)
 }
 
 fn gqa_dim(gqa: &Gqa, dim: Dim) -> Option<usize> {
+    let (q, kv, values) =
+        (gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim, gqa.n_kv_heads * gqa.v_dim);
     match dim {
-        Dim::Q | Dim::AttnOut => Some(gqa.n_heads * gqa.head_dim),
-        Dim::Kv => Some(gqa.n_kv_heads * gqa.head_dim),
+        Dim::Q => Some(q),
+        Dim::QOut => Some(if gqa.gate == Some(Gate::InQuery) { 2 * q } else { q }),
+        Dim::AttnOut => Some(gqa.n_heads * gqa.v_dim),
+        Dim::Kv => Some(kv),
+        Dim::Values => Some(values),
+        Dim::Qkv => Some(q + kv + values),
         Dim::Head => Some(gqa.head_dim),
         Dim::Heads => Some(gqa.n_heads),
         _ => None,
@@ -89,6 +179,46 @@ fn mla_dim(mla: &Mla, dim: Dim) -> Option<usize> {
         Dim::KvLora => Some(mla.kv_lora),
         Dim::KvA => Some(mla.kv_lora + mla.rope_dim),
         Dim::KvB => Some(mla.n_heads * (mla.nope_dim + mla.v_dim)),
+        _ => indexer_dim(mla.choice.indexer()?, dim),
+    }
+}
+
+fn compressed_dim(attention: &Compressed, dim: Dim) -> Option<usize> {
+    let compression = attention.compression.as_ref();
+    match dim {
+        Dim::Q => Some(attention.n_heads * attention.head_dim),
+        Dim::Heads => Some(attention.n_heads),
+        Dim::Head | Dim::EntryHead => Some(attention.head_dim),
+        Dim::QLora => Some(attention.q_lora),
+        Dim::GroupIn => Some(attention.n_heads * attention.head_dim / attention.n_groups),
+        Dim::GroupRank => Some(attention.n_groups * attention.o_lora),
+        Dim::Ratio => Some(compression?.ratio),
+        Dim::Entry => Some(compression?.n_series() * attention.head_dim),
+        Dim::IndexEntry => Some(compression?.n_series() * compression?.indexer.as_ref()?.head_dim),
+        _ => indexer_dim(compression?.indexer.as_ref()?, dim),
+    }
+}
+
+fn delta_dim(delta: &Delta, dim: Dim) -> Option<usize> {
+    let values = delta.n_v_heads * delta.v_dim;
+    match dim {
+        Dim::DeltaChannels => Some(delta.n_channels()),
+        Dim::DeltaQkvz => Some(delta.n_channels() + values),
+        Dim::DeltaValues | Dim::Values | Dim::AttnOut => Some(values),
+        Dim::Q | Dim::QOut | Dim::Kv => Some(delta.n_k_heads * delta.k_dim),
+        Dim::DeltaHeads => Some(delta.n_v_heads),
+        Dim::DeltaBa => Some(2 * delta.n_v_heads),
+        Dim::DeltaHead => Some(delta.v_dim),
+        Dim::DeltaKernel => Some(delta.kernel),
+        _ => None,
+    }
+}
+
+fn indexer_dim(indexer: &Indexer, dim: Dim) -> Option<usize> {
+    match dim {
+        Dim::Index => Some(indexer.n_heads * indexer.head_dim),
+        Dim::IndexHead => Some(indexer.head_dim),
+        Dim::IndexHeads => Some(indexer.n_heads),
         _ => None,
     }
 }
@@ -98,7 +228,9 @@ fn mlp_dim(mlp: &Mlp, dim: Dim) -> Option<usize> {
         (Mlp::Dense { inter, .. }, Dim::DenseInter) => Some(*inter),
         (Mlp::Moe(moe), Dim::Inter) => Some(moe.inter),
         (Mlp::Moe(moe), Dim::SharedInter) => moe.shared.map(|s| s.inter),
+        (Mlp::Moe(moe), Dim::SharedGateUp) => moe.shared.map(|s| 2 * s.inter),
         (Mlp::Moe(moe), Dim::Experts) => Some(moe.n_experts),
+        (Mlp::Moe(moe), Dim::ExpertsUsed) => Some(moe.n_experts_used),
         _ => None,
     }
 }

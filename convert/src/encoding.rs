@@ -33,9 +33,19 @@ pub struct Encoding {
 }
 
 /// Shape of the tensor that holds a matrix `[rows, cols]`, `n` of them along the first axis if `n` is given.
-pub fn stored_shape(name: &str, n: Option<u64>, rows: u64, cols: u64) -> Vec<u64> {
-    let matrix = if is_blocks(name) { vec![rows, cols / BLOCK_COLS, BLOCK_BYTES] } else { vec![rows, cols] };
+pub fn stored_shape(name: &str, dtype: Dtype, n: Option<u64>, rows: u64, cols: u64) -> Vec<u64> {
+    let matrix = match dtype {
+        _ if is_blocks(name) => vec![rows, cols / BLOCK_COLS, BLOCK_BYTES],
+        // Two FP4 numbers a byte.
+        Dtype::I8 => vec![rows, cols / 2],
+        _ => vec![rows, cols],
+    };
     n.into_iter().chain(matrix).collect()
+}
+
+/// Whether numbers of this type, in a tensor of this name, are FP4 with a scale for every 32 columns.
+pub fn is_mxfp4(name: &str, dtype: Dtype) -> bool {
+    is_blocks(name) || matches!(dtype, Dtype::I8 | Dtype::F4)
 }
 
 /// Whether this name holds MXFP4 levels.
@@ -59,8 +69,15 @@ pub fn encoding(
     let inner = || match (tensor.dtype, scales) {
         (Dtype::U8, Some(scales)) if is_blocks(&tensor.name) => mxfp4(scales, n, rows, cols),
         (Dtype::U8, None) if is_blocks(&tensor.name) => Err(without_scales("_scales")),
+        (Dtype::I8 | Dtype::F4, Some(scales)) if scales.dtype == Dtype::F8E8m0 => {
+            mxfp4(scales, n, rows, cols)
+        }
         (Dtype::F8E4m3, Some(scales)) => fp8(scales, [rows, cols], block),
-        (Dtype::F8E4m3, None) => Err(without_scales("weight_scale_inv")),
+        (Dtype::F8E4m3, None) => Err(without_scales("weight_scale_inv or scale")),
+        (Dtype::I8 | Dtype::F4, None) => Err(without_scales("scale")),
+        (Dtype::I8 | Dtype::F4, Some(scales)) => {
+            Err(wrong_scales(scales, "F8_E8M0, one for every 32 columns"))
+        }
         (Dtype::Bf16 | Dtype::F16 | Dtype::F32, None) => plain(tensor.dtype),
         (dtype, Some(scales)) => {
             let what = format!("{} beside numbers of {}, which need no scales", scales.name, dtype.name());
@@ -72,6 +89,12 @@ pub fn encoding(
         }
     };
     inner().map_err(|e| e.in_tensor(&*tensor.name).at_byte(tensor.start))
+}
+
+/// Refuses a table whose numbers are no integers.
+pub fn not_integers(dtype: Dtype) -> Error {
+    Error::bad_data(format!("numbers of {}, expected integers: I64 or I32", dtype.name()))
+        .hint("the table was converted with the weights; take it from the original release")
 }
 
 fn without_scales(ending: &str) -> Error {
@@ -219,6 +242,25 @@ mod tests {
     }
 
     #[test]
+    fn fp4_pairs_in_bytes_have_a_scale_for_every_32_columns() {
+        let weight = tensor("e.w1.weight", Dtype::I8, &[8, 32]);
+        let name = |dtype, grid: &[u64]| {
+            let scales = tensor("e.w1.scale", dtype, grid);
+            encoding(&weight, Some(&scales), None, (8, 64), None)
+                .map(|e| e.name)
+                .map_err(|e| e.what().to_owned())
+        };
+        assert_eq!(stored_shape("e.w1.weight", Dtype::I8, None, 8, 64), [8, 32]);
+        assert_eq!(name(Dtype::F8E8m0, &[8, 2]).unwrap(), "mxfp4");
+        assert_eq!(
+            name(Dtype::F8E8m0, &[8, 1]).unwrap_err(),
+            "scales e.w1.scale are F8_E8M0 [8, 1], expected [8, 2], one for every 32 columns"
+        );
+        let e = name(Dtype::F32, &[8, 2]).unwrap_err();
+        assert_eq!(e, "scales e.w1.scale are F32 [8, 2], expected F8_E8M0, one for every 32 columns");
+    }
+
+    #[test]
     fn scales_that_do_not_fit_are_refused() {
         let cases: &[(Dtype, &[u64], &str)] = &[
             (
@@ -256,7 +298,7 @@ mod tests {
         let e = encoding(&weight, None, None, (4, 4), None).unwrap_err();
         assert_eq!(
             e.what(),
-            "packed numbers without their scales, expected a tensor that ends in weight_scale_inv"
+            "packed numbers without their scales, expected a tensor that ends in weight_scale_inv or scale"
         );
         let (weight, scales) =
             (tensor("x.weight", Dtype::Bf16, &[4, 4]), tensor("x.weight_scale_inv", Dtype::F32, &[1, 1]));

@@ -35,18 +35,19 @@ impl Config {
         }
     }
 
-    /// The value of the first key that is there and not null: inside `text_config` first, then at the top.
+    /// The value of the first key that is there and not null: inside `text_config` first, then at the top. A key
+    /// `a.b` is `b` inside the object `a`.
     pub fn find(&self, keys: &[&'static str]) -> Option<(&'static str, &Value)> {
         let text = self.root.get("text_config").and_then(Value::as_object);
         let places = text.into_iter().chain([&self.root]);
-        let mut hits = places.flat_map(|map| keys.iter().filter_map(|&k| map.get(k).map(|v| (k, v))));
+        let mut hits = places.flat_map(|map| keys.iter().filter_map(|&k| inside(map, k).map(|v| (k, v))));
         hits.find(|(_, v)| !v.is_null())
     }
 
     /// Whether one of the keys is written, even as null.
     pub fn mentions(&self, keys: &[&'static str]) -> bool {
         let text = self.root.get("text_config").and_then(Value::as_object);
-        text.into_iter().chain([&self.root]).any(|map| keys.iter().any(|&k| map.contains_key(k)))
+        text.into_iter().chain([&self.root]).any(|map| keys.iter().any(|&k| inside(map, k).is_some()))
     }
 
     /// Names of the model type: at the top, and that of a nested text model.
@@ -80,6 +81,23 @@ impl Config {
     /// The key is missing, of another type or out of range.
     pub fn uint(&self, keys: &[&'static str], min: usize, max: usize) -> Result<usize> {
         self.uint_opt(keys, min, max)?.ok_or_else(|| self.missing(keys))
+    }
+
+    /// An integer of `min ..= max` that must be there: once, or the same for every layer.
+    ///
+    /// # Errors
+    /// The key is missing, of another type or out of range, or a list of different integers.
+    pub fn uint_of_layers(&self, keys: &[&'static str], min: usize, max: usize) -> Result<usize> {
+        let Some((key, Value::Array(list))) = self.find(keys) else { return self.uint(keys, min, max) };
+        let n = list.first().and_then(integer).and_then(|n| usize::try_from(n).ok());
+        match n.filter(|n| (min..=max).contains(n) && list.iter().all(|v| Some(v) == list.first())) {
+            Some(n) => Ok(n),
+            None => {
+                let expected =
+                    format!("an integer from {min} to {max}, or a list of the same for each layer");
+                Err(self.bad(key, &Value::Array(list.clone()), &expected))
+            }
+        }
     }
 
     /// A finite number, if the key is there.
@@ -141,7 +159,7 @@ impl Config {
     pub fn object_opt(&self, keys: &[&'static str]) -> Result<Option<Section<'_>>> {
         match self.find(keys) {
             None => Ok(None),
-            Some((name, Value::Object(map))) => Ok(Some(Section { config: self, name, map })),
+            Some((name, Value::Object(map))) => Ok(Some(Section { config: self, name, part: None, map })),
             Some((key, value)) => Err(self.bad(key, value, "an object")),
         }
     }
@@ -176,6 +194,8 @@ impl Config {
 pub struct Section<'a> {
     config: &'a Config,
     name: &'static str,
+    /// The name of an object inside.
+    part: Option<&'a str>,
     map: &'a Map<String, Value>,
 }
 
@@ -183,6 +203,35 @@ impl<'a> Section<'a> {
     /// The value of the first key that is there and not null.
     pub fn find(&self, keys: &[&str]) -> Option<&'a Value> {
         keys.iter().filter_map(|&k| self.map.get(k)).find(|v| !v.is_null())
+    }
+
+    /// The object with this name inside, if there is one.
+    ///
+    /// # Errors
+    /// Another type.
+    pub fn object_opt(&self, key: &str) -> Result<Option<Section<'a>>> {
+        match self.map.get_key_value(key) {
+            None | Some((_, Value::Null)) => Ok(None),
+            Some((part, Value::Object(map))) => Ok(Some(Section { part: Some(part), map, ..*self })),
+            Some((_, v)) => Err(self.config.bad(&self.path(key), v, "an object")),
+        }
+    }
+
+    /// Whether this is the object with this name inside another.
+    pub fn is_part(&self, key: &str) -> bool {
+        self.part == Some(key)
+    }
+
+    /// A list of exactly `len` numbers above 0.
+    ///
+    /// # Errors
+    /// The key is missing, or holds anything else.
+    pub fn numbers(&self, key: &str, len: usize) -> Result<Vec<f64>> {
+        let expected = format!("must be a list of {len} numbers above 0");
+        let list = self.find(&[key]).and_then(Value::as_array).filter(|a| a.len() == len);
+        let one = |v: &Value| v.as_f64().filter(|n| *n > 0.0 && (*n as f32).is_finite());
+        let numbers = list.and_then(|a| a.iter().map(one).collect::<Option<Vec<_>>>());
+        numbers.ok_or_else(|| self.error(key, &expected))
     }
 
     /// Whether there is nothing in it.
@@ -227,7 +276,18 @@ impl<'a> Section<'a> {
     }
 
     fn path(&self, key: &str) -> String {
-        format!("{}.{key}", self.name)
+        match self.part {
+            None => format!("{}.{key}", self.name),
+            Some(part) => format!("{}.{part}.{key}", self.name),
+        }
+    }
+}
+
+/// The value of a key, or of `a.b` inside the object `a`.
+fn inside<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        None => map.get(key),
+        Some((outer, inner)) => inside(map.get(outer)?.as_object()?, inner),
     }
 }
 

@@ -36,6 +36,12 @@ pub const HEAD_DIM_MAX: usize = 4096;
 pub const RANK_MAX: usize = 1 << 18;
 /// Routed experts of a layer; K3 has 896.
 pub const EXPERTS_MAX: usize = 1 << 16;
+/// Tokens that a convolution looks at; published models have 4.
+pub const KERNEL_MAX: usize = 1024;
+/// Streams of hyper-connections; published models have 4.
+pub const STREAMS_MAX: usize = 64;
+/// Sinkhorn steps; published models take 20.
+pub const SINKHORN_MAX: usize = 1000;
 /// Side of an FP8 block.
 pub const BLOCK_SIDE_MAX: u64 = 1 << 20;
 /// Shared experts of a layer.

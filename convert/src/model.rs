@@ -255,7 +255,9 @@ fn equal(checkpoint: &Checkpoint, a: &SourceTensor, b: &SourceTensor) -> Result<
 
 /// A warning about multi-token-prediction layers that config.json announces and the files lack.
 fn absent_mtp(family: &Family, config: &Config, catalog: &Catalog) -> Option<String> {
-    let Mtp::ExtraLayers { .. } = family.mtp else { return None };
+    if family.mtp == Mtp::None && !family.carried.contains(&"mtp.") {
+        return None;
+    }
     let n = config.uint_opt(&["num_nextn_predict_layers"], 1, crate::limits::LAYERS_MAX).ok().flatten()?;
     let there = catalog.trunk.iter().any(|t| t.role == Role::Carried);
     (!there).then(|| format!("config.json announces {n} multi-token-prediction layers, the files have none"))

@@ -3,6 +3,7 @@
 //! Templates hold `{L}` for the layer and `{E}` for the expert. A name is turned into its template by
 //! replacing its first two numbers, then looked up: each name costs one search, however many rules there are.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::family::{Family, Piece, Rule};
@@ -37,17 +38,19 @@ pub struct Place {
 pub struct Names {
     templates: BTreeMap<String, Meaning>,
     layer_prefix: &'static str,
+    spellings: &'static [(&'static str, &'static str)],
 }
 
 /// Weight endings, and the endings of the scales that belong to them.
-pub const SCALES: &[(&str, &str)] = &[(".weight", ".weight_scale_inv"), ("_blocks", "_scales")];
+pub const SCALES: &[(&str, &str)] =
+    &[(".weight", ".weight_scale_inv"), ("_blocks", "_scales"), (".weight", ".scale")];
 
 impl Names {
     /// The names of `family`.
     pub fn of(family: &'static Family) -> Names {
         let mut templates = BTreeMap::new();
         for rule in family.rules.iter().copied().flatten() {
-            let name = match crate::dims::has_global(rule.role) {
+            let name = match rule.role.is_global() {
                 true => rule.name.to_owned(),
                 false => format!("{}{}", family.layer_prefix, rule.name),
             };
@@ -63,10 +66,25 @@ impl Names {
                 templates.insert(name, Meaning::Expert { layouts: bit | seen.unwrap_or(0), piece });
             }
         }
-        Names { templates, layer_prefix: family.layer_prefix }
+        Names { templates, layer_prefix: family.layer_prefix, spellings: family.spellings }
     }
 
-    /// What `name` stands for, if the family has it.
+    /// The name in this family's own spelling.
+    pub fn canonical<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let mut canonical = Cow::Borrowed(name);
+        for (found, means) in self.spellings {
+            let other = match found.starts_with('.') {
+                true => canonical.contains(found).then(|| canonical.replacen(found, means, 1)),
+                false => canonical.strip_prefix(found).map(|rest| format!("{means}{rest}")),
+            };
+            if let Some(other) = other {
+                canonical = Cow::Owned(other);
+            }
+        }
+        canonical
+    }
+
+    /// What `name` in the family's own spelling stands for, if the family has it.
     pub fn find(&self, name: &str) -> Option<Place> {
         if let Some(meaning) = self.templates.get(name).filter(|_| !name.contains('{')) {
             return Some(Place { meaning: *meaning, layer: None, expert: None });
@@ -91,9 +109,9 @@ pub fn scaled(name: &str) -> Option<String> {
     SCALES.iter().find_map(|(weight, scale)| Some(format!("{}{weight}", name.strip_suffix(scale)?)))
 }
 
-/// The name of the scales of a weight, for every ending it may have.
-pub fn scale_of(name: &str) -> Option<String> {
-    SCALES.iter().find_map(|(weight, scale)| Some(format!("{}{scale}", name.strip_suffix(weight)?)))
+/// The names that scales of a weight may have.
+pub fn scales_of(name: &str) -> impl Iterator<Item = String> {
+    SCALES.iter().filter_map(move |(weight, scale)| Some(format!("{}{scale}", name.strip_suffix(weight)?)))
 }
 
 /// A name with its template's numbers put in.
@@ -171,6 +189,34 @@ mod tests {
         ] {
             assert_eq!(names.find(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn other_spellings_mean_the_same() {
+        let v4 = names("deepseek_v4");
+        for (found, means) in [
+            ("layers.2.attn.wkv.weight", "layers.2.attn.wkv.weight"),
+            ("model.layers.2.attn.norm.weight", "layers.2.attn.kv_norm.weight"),
+            ("model.layers.2.attn.compressor.norm.weight", "layers.2.attn.compressor.norm.weight"),
+            ("model.embed_tokens.weight", "embed.weight"),
+            ("model.hc_head.hc_fn", "hc_head_fn"),
+            ("lm_head.weight", "head.weight"),
+        ] {
+            assert_eq!(v4.canonical(found), means);
+            assert!(v4.find(means).is_some(), "{means}");
+        }
+        let qwen = names("qwen3_5_moe");
+        let found = "model.language_model.layers.0.linear_attn.A_log";
+        assert_eq!(qwen.canonical(found), "model.layers.0.linear_attn.A_log");
+        assert_eq!(names("llama4_text").canonical("language_model.lm_head.weight"), "lm_head.weight");
+    }
+
+    #[test]
+    fn a_weight_may_have_scales_of_two_names() {
+        let of = |name: &str| scales_of(name).collect::<Vec<_>>();
+        assert_eq!(of("a.w1.weight"), ["a.w1.weight_scale_inv", "a.w1.scale"]);
+        assert_eq!(scaled("a.w1.scale").as_deref(), Some("a.w1.weight"));
+        assert_eq!(scaled("hc_attn_scale"), None);
     }
 
     #[test]

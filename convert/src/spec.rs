@@ -3,19 +3,40 @@
 //! Nothing here names a family. A new attention kind, router or residual is a variant here, one implementation in
 //! `verify`, and a field in the families that have it.
 
+mod attention;
+mod moe;
+mod role;
+
+pub use attention::{
+    Attention, Compressed, Compression, Delta, DeltaProjections, Gate, Gqa, Indexer, KeyChoice, LongRope,
+    Mla, Pairing, QkNorm, Rope, Temperature,
+};
+pub use moe::{
+    Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+};
+pub use role::{Part, Role};
+
 /// A whole model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
     /// `model_type` of the family.
     pub family: &'static str,
-    /// Width of the residual stream.
+    /// Width of a sublayer's input.
     pub hidden: usize,
     /// Rows of the embedding.
     pub vocab: usize,
     /// How norms work; `eps` of all but the latent ones.
     pub norm: Norm,
+    /// The embedding is multiplied by this.
+    pub embed_scale: f32,
+    /// Logits are multiplied by this.
+    pub logit_scale: f32,
+    /// The head has a bias.
+    pub head_bias: bool,
     /// The head is the embedding.
     pub tied_head: bool,
+    /// Several residual streams, collapsed before the final norm.
+    pub hyper: Option<Hyper>,
     /// Longest position the family was made for.
     pub max_positions: usize,
     /// One entry a layer of the backbone, in order. MTP layers are not in it.
@@ -23,6 +44,11 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// Values of a token between two layers.
+    pub fn width(&self) -> usize {
+        self.hidden * self.hyper.map_or(1, |h| h.n_streams)
+    }
+
     /// Layers with routed experts, ascending.
     pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &Moe)> {
         self.layers.iter().enumerate().filter_map(|(l, layer)| Some((l, layer.mlp.moe()?)))
@@ -58,314 +84,77 @@ pub enum Norm {
         /// Added to the mean square.
         eps: f32,
     },
-}
-
-/// How a sublayer's output joins the stream.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Residual {
-    /// x += f(norm(x)), attention first, then the MLP.
-    Plain,
-}
-
-/// Attention kind.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Attention {
-    /// Grouped-query attention.
-    Gqa(Gqa),
-    /// Multi-head latent attention.
-    Mla(Mla),
-}
-
-/// Grouped-query attention.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gqa {
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key and value heads; divides `n_heads`.
-    pub n_kv_heads: usize,
-    /// Dimensions of a head.
-    pub head_dim: usize,
-    /// Norm of queries and keys before RoPE.
-    pub qk_norm: QkNorm,
-    /// q, k and v projections have biases.
-    pub qkv_bias: bool,
-    /// The output projection has a bias.
-    pub o_bias: bool,
-    /// Queries, keys and values are clamped to ±this (`clip_qkv`).
-    pub clip: Option<f32>,
-    /// Keys `t - window + 1 ..= t` only.
-    pub window: Option<usize>,
-    /// Each head has a learnt logit without a value.
-    pub sinks: bool,
-    /// Factor of the logits.
-    pub scale: f32,
-    /// Position encoding.
-    pub rope: Rope,
-}
-
-/// Norm of queries and keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QkNorm {
-    /// None.
-    None,
-    /// Over each head's dimensions.
-    Head,
-    /// Over all heads' dimensions together.
-    Full,
-}
-
-/// Multi-head latent attention.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mla {
-    /// Heads.
-    pub n_heads: usize,
-    /// Rank of the query latent; `None` where `q_proj` is direct.
-    pub q_lora: Option<usize>,
-    /// Rank of the key-value latent.
-    pub kv_lora: usize,
-    /// Dimensions without position.
-    pub nope_dim: usize,
-    /// Dimensions with position, after the others.
-    pub rope_dim: usize,
-    /// Dimensions of a value.
-    pub v_dim: usize,
-    /// `eps` of the two latent norms (1e-6 in the reference, whatever the config says).
-    pub latent_eps: f32,
-    /// Biases on the down projections and the output.
-    pub bias: bool,
-    /// Factor of the logits, YaRN's mscale² included.
-    pub scale: f32,
-    /// Position encoding of the rope dimensions.
-    pub rope: Rope,
-}
-
-/// Rotary position encoding, with every scaling rule already worked into the frequencies.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// Angle per position of each pair; `2 * inv_freq.len()` dimensions rotate, the first ones of the head.
-    pub inv_freq: Vec<f32>,
-    /// Which dimensions make a pair.
-    pub pairing: Pairing,
-    /// Factor of cos and sin (YaRN's attention factor).
-    pub amplitude: f32,
-}
-
-/// Which dimensions rotate together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairing {
-    /// `(i, i + r/2)`
-    Half,
-    /// `(2i, 2i + 1)`
-    Adjacent,
-}
-
-/// The MLP of a layer.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Mlp {
-    /// One MLP for all tokens.
-    Dense {
-        /// Rows of gate and up.
-        inter: usize,
-        /// Nonlinearity.
-        activation: Activation,
+    /// x · rsqrt(mean(x²) + eps) · (1 + w)
+    RmsPlusOne {
+        /// Added to the mean square.
+        eps: f32,
     },
-    /// Routed experts.
-    Moe(Moe),
-}
-
-impl Mlp {
-    /// The routed experts, where there are any.
-    pub fn moe(&self) -> Option<&Moe> {
-        if let Mlp::Moe(moe) = self { Some(moe) } else { None }
-    }
-}
-
-/// Routed experts with their router and shared experts.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Moe {
-    /// Routed experts.
-    pub n_experts: usize,
-    /// Experts a token uses.
-    pub n_experts_used: usize,
-    /// Rows of an expert's gate and up.
-    pub inter: usize,
-    /// Nonlinearity of routed and shared experts.
-    pub activation: Activation,
-    /// Experts have biases.
-    pub bias: bool,
-    /// How experts are chosen and weighted.
-    pub router: Router,
-    /// Shared experts, taken together as one MLP.
-    pub shared: Option<Shared>,
-}
-
-impl Moe {
-    /// Weights of one routed expert in a model of this width: gate, up and down.
-    pub fn weights_each(&self, hidden: usize) -> u64 {
-        3 * hidden as u64 * self.inter as u64
-    }
-}
-
-/// Shared experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shared {
-    /// Rows of gate and up, all shared experts together.
-    pub inter: usize,
-    /// Output is multiplied by sigmoid(w · x).
-    pub gated: bool,
-}
-
-/// How experts are chosen and weighted.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Router {
-    /// The router has a bias, added to the logits.
-    pub bias: bool,
-    /// From logits to scores.
-    pub score: Score,
-    /// A correction bias is added to the scores for choosing only.
-    pub correction: bool,
-    /// Experts compete in groups.
-    pub groups: Option<Groups>,
-    /// From scores to weights of the chosen.
-    pub weights: RouteWeights,
-    /// Weights are divided by their sum plus this.
-    pub renorm: Option<f32>,
-    /// Weights are multiplied by this.
-    pub scale: f32,
-}
-
-/// From logits to scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Score {
-    /// Softmax over all experts.
-    Softmax,
-    /// Sigmoid of each.
-    Sigmoid,
-    /// The logits themselves.
-    Identity,
-}
-
-/// Group-limited choice: only experts of the best groups may be chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// Groups; divides `n_experts`.
-    pub n_groups: usize,
-    /// Groups kept.
-    pub n_groups_used: usize,
-    /// Score of a group.
-    pub score: GroupScore,
-}
-
-/// Score of a group of experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GroupScore {
-    /// The largest.
-    Max,
-    /// Sum of the two largest.
-    Top2Sum,
-}
-
-/// From scores to weights of the chosen experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteWeights {
-    /// The (unbiased) scores.
-    Scores,
-    /// Softmax over the chosen experts' scores.
-    SoftmaxOverChosen,
-}
-
-/// Nonlinearity of a gated MLP.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
-    /// silu(gate) · up
-    Silu,
-    /// (clamp(up) + 1) · g · sigmoid(alpha · g), g = min(gate, limit)
-    ClampedSwish {
-        /// Slope inside the sigmoid.
-        alpha: f32,
-        /// Clamp of gate (from above) and up (both sides).
-        limit: f32,
+    /// (x − mean) · rsqrt(variance + eps) · w + b
+    Layer {
+        /// Added to the variance.
+        eps: f32,
+        /// Whether there is a b.
+        bias: bool,
     },
 }
 
-/// What a trunk tensor is for. With a layer index it names exactly one tensor of the forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "each name is the field's own word for the matrix")]
-pub enum Role {
-    Embed,
-    FinalNorm,
-    LmHead,
-    AttnNorm,
-    MlpNorm,
-    Q,
-    K,
-    V,
-    O,
-    QBias,
-    KBias,
-    VBias,
-    OBias,
-    QNorm,
-    KNorm,
-    Sinks,
-    QA,
-    QANorm,
-    QB,
-    KvA,
-    KvANorm,
-    KvB,
-    QABias,
-    KvABias,
-    DenseGate,
-    DenseUp,
-    DenseDown,
-    Router,
-    RouterBias,
-    RouterCorrection,
-    SharedGate,
-    SharedUp,
-    SharedDown,
-    SharedRouter,
-    /// Kept as it is, no part of the forward pass (MTP layers, rotary tables …).
-    Carried,
-}
-
-/// One matrix (or bias) of a routed expert, in canonical orientation `[out, in]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    /// `[inter, hidden]`
-    Gate,
-    /// `[inter, hidden]`
-    Up,
-    /// `[hidden, inter]`
-    Down,
-    /// `[1, inter]`
-    GateBias,
-    /// `[1, inter]`
-    UpBias,
-    /// `[1, hidden]`
-    DownBias,
-}
-
-impl Part {
-    /// Order inside a record.
-    pub const ALL: [Part; 6] =
-        [Part::Gate, Part::Up, Part::Down, Part::GateBias, Part::UpBias, Part::DownBias];
-
-    /// Name in a bundle.
-    pub const fn name(self) -> &'static str {
+impl Norm {
+    /// What is added under the root.
+    pub fn eps(self) -> f32 {
         match self {
-            Part::Gate => "gate_proj",
-            Part::Up => "up_proj",
-            Part::Down => "down_proj",
-            Part::GateBias => "gate_proj_bias",
-            Part::UpBias => "up_proj_bias",
-            Part::DownBias => "down_proj_bias",
+            Norm::Rms { eps } | Norm::RmsPlusOne { eps } | Norm::Layer { eps, .. } => eps,
         }
     }
+}
 
-    /// Whether this is a matrix, which codecs may quantize; biases never are.
-    pub const fn is_matrix(self) -> bool {
-        matches!(self, Part::Gate | Part::Up | Part::Down)
+/// How a sublayer's output joins the stream; f is attention first, then the MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Residual {
+    /// x += f(norm(x))
+    Plain,
+    /// x += factor · f(norm(x))
+    Scaled(f32),
+    /// x += attention(norm(x)) + mlp(norm(x)), one norm for both.
+    Parallel,
+    /// x += norm(f(x))
+    Post,
+    /// x += norm(f(norm(x)))
+    Sandwich,
+    /// Streams that are mixed before and after f; see [`Hyper`].
+    Hyper(Hyper),
+}
+
+impl Residual {
+    /// A norm stands before each sublayer.
+    pub fn has_pre_norm(self) -> bool {
+        self != Residual::Post
+    }
+
+    /// A norm stands behind each sublayer.
+    pub fn has_post_norm(self) -> bool {
+        matches!(self, Residual::Post | Residual::Sandwich)
+    }
+}
+
+/// Manifold-constrained hyper-connections (Xie et al. 2026; DeepSeek V4 paper, section 2.2): n streams X, with weights
+/// from all of them before every sublayer:
+///
+/// ```text
+/// y = Σ_j pre_j X_j;  X'_k = post_k f(norm(y)) + Σ_j C_jk X_j,  C made doubly stochastic by Sinkhorn's steps
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyper {
+    /// Streams.
+    pub n_streams: usize,
+    /// Sinkhorn's steps, each over rows and columns.
+    pub sinkhorn_steps: usize,
+    /// Added to weights and sums.
+    pub eps: f32,
+}
+
+impl Hyper {
+    /// Numbers that a sublayer's weights are: pre, post and C.
+    pub fn n_mixes(&self) -> usize {
+        (2 + self.n_streams) * self.n_streams
     }
 }

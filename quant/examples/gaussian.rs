@@ -1,6 +1,8 @@
 //! What each codec costs and loses on N(0, 1): the table of README.md.
 //!
-//! `cargo run --release -p moepack-quant --example gaussian`
+//! `cargo run --release -p moepack-quant --example gaussian [ROWS COLS]`
+//!
+//! `tcq256@2` is codec `tcq256` at 2 bits a weight.
 //!
 //! Relative MSE is the squared error over the squared weights, in f64. No code of R bits can reach less than 2^(−2R)
 //! on this source (the rate–distortion bound), so `gap` says how many bits a weight lie between a codec and that
@@ -12,6 +14,16 @@ use moepack_quant::{Isa, Matrix, codec};
 const ROWS: usize = 512;
 const COLS: usize = 4096;
 const NAMES: &[&str] = &[
+    "tcq8@1.5",
+    "tcq8@2",
+    "tcq8@3",
+    "tcq8@4",
+    "tcq64@2",
+    "tcq64@3",
+    "tcq256@1.5",
+    "tcq256@2",
+    "tcq256@3",
+    "tcq256@4",
     "int2-g32",
     "int2-g64",
     "int2-g128",
@@ -39,8 +51,10 @@ const NAMES: &[&str] = &[
 ];
 
 fn main() {
+    let mut sizes = std::env::args().skip(1).map(|n| n.parse().unwrap());
+    let (rows, cols) = (sizes.next().unwrap_or(ROWS), sizes.next().unwrap_or(COLS));
     println!("| codec | bpw | relative MSE | gap to R(D), bit |\n|---|---|---|---|");
-    for row in table() {
+    for row in table_of(rows, cols) {
         let gap = row.bpw + 0.5 * row.mse.log2();
         println!("| `{}` | {:.3} | {:.2e} | {gap:.3} |", row.name, row.bpw, row.mse);
     }
@@ -58,17 +72,25 @@ pub struct Row {
 
 /// Encodes and decodes the same matrix with each codec.
 pub fn table() -> Vec<Row> {
-    let data = normal(ROWS * COLS);
-    NAMES.iter().map(|name| measure(name, Matrix { rows: ROWS, cols: COLS, data: &data })).collect()
+    table_of(ROWS, COLS)
+}
+
+fn table_of(rows: usize, cols: usize) -> Vec<Row> {
+    let data = normal(rows * cols);
+    NAMES.iter().map(|name| measure(name, Matrix { rows, cols, data: &data })).collect()
 }
 
 fn measure(name: &'static str, w: Matrix<'_>) -> Row {
-    let codec = codec(name).unwrap();
+    let codec = match name.split_once('@') {
+        Some((name, bits)) => codec(name).unwrap().at_rate(bits.parse().unwrap()).unwrap(),
+        None => codec(name).unwrap(),
+    };
     let planes = codec.encode(Isa::get(), w, None).unwrap();
+    let bytes: usize = planes.iter().map(Vec::len).sum();
     let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
     let mut decoded = vec![0.0; w.data.len()];
     codec.decode(Isa::get(), &planes, w.rows, w.cols, 0, &mut decoded).unwrap();
-    Row { name, bpw: codec.bits_per_weight(w.rows, w.cols).unwrap(), mse: relative_mse(w.data, &decoded) }
+    Row { name, bpw: bytes as f64 * 8.0 / w.data.len() as f64, mse: relative_mse(w.data, &decoded) }
 }
 
 fn relative_mse(x: &[f32], y: &[f32]) -> f64 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::spec::Attention;
+use moepack_convert::spec::{Attention, Indexer};
 use moepack_convert::{Model, ModelSpec, Role};
 use moepack_format::{Error, Kind, Result};
 use moepack_verify::tokens::Windows;
@@ -17,6 +17,8 @@ use crate::size::human;
 
 /// Program and buffers of fixed size.
 const PROGRAM_BYTES: u64 = 17 << 20;
+/// Of these, what most codecs do without.
+const PROGRAM_SPARE_BYTES: u64 = 2 << 20;
 /// The same with a tokenizer.
 const BASE_BYTES: u64 = 48 << 20;
 /// Headers and catalog, for each tensor.
@@ -37,6 +39,8 @@ const MARGIN: u64 = 8;
 #[derive(Clone, Debug)]
 pub struct Budget {
     bytes: u64,
+    /// What of it is seldom taken.
+    spare: u64,
     bundle_bytes: u64,
 }
 
@@ -87,7 +91,10 @@ impl Budget {
         let has_text = calibration.is_some() || evaluation.is_some();
         let base = if has_text { BASE_BYTES } else { PROGRAM_BYTES };
         let bytes = base + header_bytes(model) + streams + layers.max(head);
-        Budget { bytes, bundle_bytes: sizes.bundle_bytes() }
+        // Without a text experts are coded nearly as fast as they are written, and few wait.
+        let few_wait = PROGRAM_SPARE_BYTES + sizes.expert_coded_bytes_max * (threads + 1);
+        let spare = if has_text { 0 } else { few_wait };
+        Budget { bytes, spare, bundle_bytes: sizes.bundle_bytes() }
     }
 
     /// Of pushing a text through a model, or through two side by side.
@@ -104,12 +111,12 @@ impl Budget {
             layers += layer_bytes_max(model) + threads * thread;
             head += head_bytes(model) + threads * logit_bytes(spec);
         }
-        Budget { bytes: bytes + layers.max(head), bundle_bytes: 0 }
+        Budget { bytes: bytes + layers.max(head), spare: 0, bundle_bytes: 0 }
     }
 
     /// Of holding `bytes` beside the program.
     pub fn of_bytes(bytes: u64) -> Budget {
-        Budget { bytes: BASE_BYTES.saturating_add(bytes), bundle_bytes: 0 }
+        Budget { bytes: BASE_BYTES.saturating_add(bytes), spare: 0, bundle_bytes: 0 }
     }
 
     /// Of comparing the experts of two models, one expert of each a thread.
@@ -125,7 +132,7 @@ impl Budget {
 
     /// Peak memory that is likely, without a margin.
     pub fn likely_bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.saturating_sub(self.spare)
     }
 
     /// Refuses a run that cannot stay within `limit`.
@@ -179,7 +186,8 @@ fn expert_bytes(spec: &ModelSpec) -> u64 {
 
 /// Residual streams of so many tokens in all, with the sums of experts that are added to them.
 fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
-    n_tokens * (2 * 4 * spec.hidden as u64 + BYTES_A_TOKEN)
+    let mixes = spec.hyper.map_or(0, |h| 2 * 4 * h.n_mixes());
+    n_tokens * (4 * (spec.width() + spec.hidden) as u64 + mixes as u64 + BYTES_A_TOKEN)
 }
 
 /// Outputs of one expert for the share of so many tokens that it gets.
@@ -206,11 +214,28 @@ fn hessian_bytes(spec: &ModelSpec, threads: u64) -> u64 {
 /// Queries, keys, values and outputs of one window of `ctx` tokens.
 fn window_bytes(spec: &ModelSpec, ctx: usize) -> u64 {
     let values = |attention: &Attention| match attention {
-        Attention::Gqa(a) => (3 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim,
-        Attention::Mla(a) => a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim),
+        Attention::Gqa(a) => {
+            let gates = if a.gate.is_some() { 3 * a.n_heads * a.v_dim } else { 0 };
+            (a.n_heads + a.n_kv_heads) * a.head_dim + (2 * a.n_heads + a.n_kv_heads) * a.v_dim + gates
+        }
+        Attention::Mla(a) => {
+            a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim) + index_values(a.choice.indexer(), ctx)
+        }
+        Attention::Delta(a) => 2 * a.n_channels() + 4 * a.n_v_heads * a.v_dim + 2 * a.n_v_heads,
+        Attention::Compressed(a) => {
+            let indexer = a.compression.as_ref().and_then(|c| c.indexer.as_ref());
+            let entries = a.compression.as_ref().map_or(0, |c| 2 * c.n_series() * a.head_dim);
+            let latents = a.q_lora + a.n_groups * a.o_lora;
+            (3 * a.n_heads + 6) * a.head_dim + latents + entries + index_values(indexer, ctx)
+        }
     };
     let values = spec.layers.iter().map(|l| values(&l.attention)).max().unwrap_or(0);
     4 * ctx as u64 * (2 * spec.hidden + values) as u64
+}
+
+/// Queries of an indexer and the keys it chose, for each token of a window.
+fn index_values(indexer: Option<&Indexer>, ctx: usize) -> usize {
+    indexer.map_or(0, |i| i.n_heads * i.head_dim + i.n_used.min(ctx))
 }
 
 /// The trunk of the largest layer, packed in f32, and the largest of its matrices as it comes.

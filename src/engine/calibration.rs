@@ -4,7 +4,7 @@ use moepack_format::Result;
 use moepack_quant::Isa;
 use moepack_quant::stats::ColumnSums;
 use moepack_verify::forward::{
-    ExpertOutput, GatedMlp, LayerWeights, MoePass, Observer, Stream, Weights, embed,
+    Delta, ExpertOutput, GatedMlp, LayerWeights, MoePass, Observer, Stream, Weights, embed,
 };
 use moepack_verify::tokens::Windows;
 
@@ -42,11 +42,11 @@ impl Calibration {
     /// # Errors
     /// As the forward pass.
     pub fn route<'a>(&'a self, layer: &'a LayerWeights) -> Result<MoePass<'a>> {
-        MoePass::begin(layer, &self.stream)
+        MoePass::begin(layer, &self.windows.tokens, &self.stream)
     }
 
-    /// Adds what the layer's experts made, `[tokens, hidden]`.
-    pub fn leave(&mut self, delta: &[f32]) {
+    /// Adds what the layer's experts made.
+    pub fn leave(&mut self, delta: &Delta) {
         self.stream.add(self.isa, delta);
     }
 }

@@ -6,7 +6,7 @@ use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
-use moepack_verify::forward::{ExpertOutput, GatedMlp, LayerWeights, MoePass, RoutedSum, ordered};
+use moepack_verify::forward::{Delta, ExpertOutput, GatedMlp, LayerWeights, MoePass, RoutedSum, ordered};
 
 use crate::engine::calibration::{self, Calibration};
 use crate::engine::coder::{Coded, Coder, Learnt};
@@ -48,7 +48,7 @@ pub struct ExpertWork<'a> {
 }
 
 /// What a layer's experts leave: the bank, and what they add to the texts on the way.
-pub type LayerDone = (LayerNote, Option<Vec<f32>>, Option<PairDelta>);
+pub type LayerDone = (LayerNote, Option<Delta>, Option<PairDelta>);
 
 impl ExpertWork<'_> {
     /// Does it. With `finished`, the bank is there from an earlier run and its experts are read instead of coded.

@@ -7,7 +7,8 @@ use moepack_verify::drift::{
     ExpertDrift, ExpertError, LayerDrift, LogitDrift, RoutingOverlap, SquareSums, WindowDrift,
 };
 use moepack_verify::forward::{
-    ExpertOutput, GatedMlp, Head, HeadScratch, LayerWeights, MoePass, RoutedSum, Stream, Weights, embed,
+    Delta, ExpertOutput, GatedMlp, Head, HeadScratch, LayerWeights, MoePass, RoutedSum, Stream, Weights,
+    embed,
 };
 use moepack_verify::tokens::Windows;
 use rayon::prelude::*;
@@ -73,8 +74,8 @@ impl Pair {
     ) -> Result<PairPass<'a>> {
         Ok(PairPass {
             isa: self.isa,
-            reference: MoePass::begin(reference, &self.reference)?,
-            bundle: MoePass::begin(bundle, &self.bundle)?,
+            reference: MoePass::begin(reference, &self.windows.tokens, &self.reference)?,
+            bundle: MoePass::begin(bundle, &self.windows.tokens, &self.bundle)?,
         })
     }
 
@@ -138,12 +139,10 @@ fn is_same(reference: &dyn Weights, bundle: &dyn Weights) -> bool {
     std::ptr::addr_eq(reference, bundle)
 }
 
-/// What a layer's experts add to both streams, and how they compare.
+/// What a layer's experts do to both streams, and how they compare.
 pub struct PairDelta {
-    /// `[tokens, hidden]`
-    reference: Vec<f32>,
-    /// `[tokens, hidden]`
-    bundle: Vec<f32>,
+    reference: Delta,
+    bundle: Delta,
     experts: Vec<ExpertDrift>,
     overlap: RoutingOverlap,
 }

@@ -264,7 +264,7 @@ impl LayerTrial {
             one.map_err(|e| moepack_format::Error::new(moepack_format::Kind::Temporary, e.to_string()))?;
         one.install(|| {
             let (attention, ()) = timed(|| weights.attention(text, &mut stream))?;
-            let (routing, pass) = timed(|| MoePass::begin(&weights, &stream))?;
+            let (routing, pass) = timed(|| MoePass::begin(&weights, &text.tokens, &stream))?;
             let (mut pack, mut experts, mut assigned) = (0.0, 0.0, 0);
             let n_tried = moe.n_experts.min(SAMPLE_EXPERTS);
             for e in 0..n_tried {

@@ -8,7 +8,16 @@ use crate::support::{Run, fixture, moepack, succeeds, text};
 
 #[test]
 fn a_passthrough_bundle_is_the_model_itself() {
-    for model in ["tiny-deepseek-v3", "random/deepseek_v3_fp8", "random/gpt_oss_mxfp4"] {
+    for model in [
+        "tiny-deepseek-v3",
+        "tiny-deepseek-v4",
+        "random/deepseek_v3_fp8",
+        "random/deepseek_v4_release",
+        "random/gpt_oss_mxfp4",
+        "random/llama4",
+        "random/dbrx",
+        "random/llama",
+    ] {
         let work = Work::new(model);
         work.quantize("native", &[]);
         let drift = work.verify(&[]);
@@ -29,6 +38,11 @@ fn int8_loses_next_to_nothing_in_every_family() {
         "random/olmoe",
         "random/qwen2_moe",
         "random/gpt_oss",
+        "tiny-deepseek-v4",
+        "random/llama4",
+        "random/cohere2_moe",
+        "random/granitemoeshared",
+        "random/afmoe",
     ] {
         let work = Work::new(model);
         work.quantize("int8", &[]);

@@ -37,14 +37,17 @@ fn random_models_of_every_family_score_as_in_transformers() {
 }
 
 #[test]
-fn the_trained_model_scores_as_in_transformers() {
-    let golden = json_file(&fixture("tiny-deepseek-v3/golden.json"));
-    let of = |key: &str| -> Vec<Value> {
-        golden["windows"].as_array().unwrap().iter().map(|window| window[key].clone()).collect()
-    };
-    let expected: Vec<Vec<f64>> = serde_json::from_value(of("nll_of_tokens_1_to_127").into()).unwrap();
-    let found = nlls(&fixture("tiny-deepseek-v3"), &of("token_ids").into());
-    assert!(distance(&found, &expected) < TRAINED_NLL_MAX, "{:.2e} nats apart", distance(&found, &expected));
+fn trained_models_score_as_in_transformers() {
+    for name in ["tiny-deepseek-v3", "tiny-deepseek-v4"] {
+        let golden = json_file(&fixture(name).join("golden.json"));
+        let of = |key: &str| -> Vec<Value> {
+            golden["windows"].as_array().unwrap().iter().map(|window| window[key].clone()).collect()
+        };
+        let expected: Vec<Vec<f64>> = serde_json::from_value(of("nll_of_tokens_1_to_127").into()).unwrap();
+        let found = nlls(&fixture(name), &of("token_ids").into());
+        let distance = distance(&found, &expected);
+        assert!(distance < TRAINED_NLL_MAX, "{name}: {distance:.2e} nats apart");
+    }
 }
 
 #[test]

@@ -5,12 +5,12 @@
 //! between them:
 //!
 //! ```text
-//! stream = embed(weights, windows)                                    [tokens, hidden]
+//! stream = embed(weights, windows)                                    [tokens, width]
 //! for each layer:
 //!     layer = LayerWeights::load(weights, layer)
 //!     layer.attention(windows, stream)                                stream += attention(norm(stream))
 //!     without experts:  layer.dense(stream)                           stream += mlp(norm(stream))
-//!     with experts:     pass = MoePass::begin(layer, stream)          router: who gets which token
+//!     with experts:     pass = MoePass::begin(layer, tokens, stream)  router: who gets which token
 //!                       for each expert, any thread:  out = pass.run_expert(expert, weights)
 //!                       in ascending order:           sum.add(out)
 //!                       stream.add(pass.finish(sum))                  shared experts, residual
@@ -21,15 +21,20 @@
 //! a fixed tree, and experts are added in ascending order.
 
 mod attention;
+mod compressed;
+mod compressor;
+mod delta;
 mod experts;
 mod gqa;
 mod head;
+mod indexer;
 mod layer;
 mod linear;
 mod mla;
 mod moe;
 mod norm;
 mod ordered;
+mod residual;
 mod rope;
 mod router;
 
@@ -39,14 +44,14 @@ use moepack_convert::Model;
 use moepack_convert::spec::{ModelSpec, Role};
 use moepack_convert::tensor::{Expert, Tensor};
 use moepack_format::{Error, Result};
-use moepack_quant::{Isa, math};
-use rayon::prelude::*;
+use moepack_quant::Isa;
 
 pub use experts::GatedMlp;
 pub use head::{Head, HeadScratch};
 pub use layer::LayerWeights;
 pub use moe::{ExpertOutput, MoePass, Observer, RoutedSum};
 pub use ordered::ordered;
+pub use residual::Delta;
 pub use router::{Assigned, Routing};
 
 use crate::tokens::Windows;
@@ -77,6 +82,12 @@ pub trait Weights: Sync {
         Ok(Tensor { shape: vec![rows.len(), cols], data: data.to_vec() })
     }
 
+    /// A trunk tensor of integers.
+    ///
+    /// # Errors
+    /// There is no such table, or it cannot be read.
+    fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>>;
+
     /// A routed expert, decoded.
     ///
     /// # Errors
@@ -97,6 +108,10 @@ impl Weights for Model {
         Model::trunk_rows(self, layer, role, rows)
     }
 
+    fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>> {
+        Model::trunk_table(self, layer, role)
+    }
+
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {
         Model::expert(self, layer, expert)?.decode(Isa::get())
     }
@@ -105,13 +120,40 @@ impl Weights for Model {
 /// The residual stream: one row a token, windows one after the other.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stream {
-    /// Length of a row.
+    /// Length of a row: all streams of the model together.
     pub width: usize,
     /// `[tokens, width]`
     pub hidden: Vec<f32>,
+    /// What a parallel attention adds together with the MLP. `[tokens, width]`
+    pending: Option<Vec<f32>>,
+    /// The keys that the last layer with an indexer chose, window by window.
+    chosen: Vec<attention::Chosen>,
 }
 
 impl Stream {
+    /// Rows of this length, `[tokens, width]`.
+    pub fn new(width: usize, hidden: Vec<f32>) -> Stream {
+        Stream { width, hidden, pending: None, chosen: Vec::new() }
+    }
+
+    /// The rows of `windows`, which are the first of this stream's, as they are between attention and MLP.
+    pub fn first(&self, windows: &Windows) -> Stream {
+        let n_values = windows.tokens.len() * self.width;
+        let part = |values: &[f32]| values.get(..n_values).unwrap_or_default().to_vec();
+        Stream {
+            width: self.width,
+            hidden: part(&self.hidden),
+            pending: self.pending.as_deref().map(part),
+            chosen: self.chosen.iter().take(windows.lens.len()).cloned().collect(),
+        }
+    }
+
+    /// Appends the rows of other windows, both streams being between two layers.
+    pub fn append(&mut self, later: Stream) {
+        self.hidden.extend(later.hidden);
+        self.chosen.extend(later.chosen);
+    }
+
     /// Number of rows.
     pub fn n_tokens(&self) -> usize {
         self.hidden.len() / self.width.max(1)
@@ -120,13 +162,6 @@ impl Stream {
     /// One token's row.
     pub fn row(&self, token: usize) -> &[f32] {
         &self.hidden[token * self.width..][..self.width]
-    }
-
-    /// Adds `delta`, `[tokens, width]`.
-    pub fn add(&mut self, isa: Isa, delta: &[f32]) {
-        let rows = ROWS * self.width.max(1);
-        let parts = self.hidden.par_chunks_mut(rows).zip(delta.par_chunks(rows));
-        parts.for_each(|(hidden, delta)| math::add(isa, hidden, delta));
     }
 }
 
@@ -192,7 +227,7 @@ pub fn run_layers(
             layer.dense(&mut stream)?;
             continue;
         }
-        let pass = MoePass::begin(&layer, &stream)?;
+        let pass = MoePass::begin(&layer, &windows.tokens, &stream)?;
         let mut sum = RoutedSum::new(&pass);
         let work = |e| pass.run_expert(e, &layer.pack_expert(&weights.expert(l, e)?)?, None);
         ordered(n_experts, work, |e, output| {
@@ -205,27 +240,31 @@ pub fn run_layers(
     Ok(stream)
 }
 
-/// The rows of the embedding that the windows name.
+/// The rows of the embedding that the windows name, once for each stream of the model.
 ///
 /// # Errors
 /// A token id beyond the vocabulary; an embedding that cannot be read or has another shape.
 pub fn embed(weights: &dyn Weights, windows: &Windows) -> Result<Stream> {
     let spec = weights.spec();
-    let width = spec.hidden;
+    let (hidden, width) = (spec.hidden, spec.width());
     windows.check_vocab(spec.vocab)?;
-    let mut hidden = vec![0.0; windows.tokens.len() * width]; // [tokens, hidden]
-    let n_rows = (EMBED_VALUES / width.max(1)).max(1);
+    let mut stream = vec![0.0; windows.tokens.len() * width]; // [tokens, streams, hidden]
+    let n_rows = (EMBED_VALUES / hidden.max(1)).max(1);
     for first in (0..spec.vocab).step_by(n_rows) {
         let rows = first..spec.vocab.min(first + n_rows);
         let part = weights.trunk_rows(None, Role::Embed, rows.clone())?; // [rows, hidden]
-        let part = of_shape(part, None, Role::Embed, &[rows.len(), width])?;
-        for (to, id) in hidden.chunks_exact_mut(width).zip(windows.tokens.iter().map(|&id| id as usize)) {
+        let mut part = of_shape(part, None, Role::Embed, &[rows.len(), hidden])?;
+        if spec.embed_scale != 1.0 {
+            part.iter_mut().for_each(|v| *v *= spec.embed_scale);
+        }
+        for (to, id) in stream.chunks_exact_mut(width).zip(windows.tokens.iter().map(|&id| id as usize)) {
             if rows.contains(&id) {
-                to.copy_from_slice(&part[(id - first) * width..][..width]);
+                let from = &part[(id - first) * hidden..][..hidden];
+                to.chunks_exact_mut(hidden).for_each(|to| to.copy_from_slice(from));
             }
         }
     }
-    Ok(Stream { width, hidden })
+    Ok(Stream::new(width, stream))
 }
 
 /// A trunk tensor's values, which must have this shape.

@@ -50,7 +50,7 @@ fn stream(isa: Isa, weights: &dyn Weights, windows: &Windows) -> Stream {
             layer.dense(&mut stream).unwrap();
             continue;
         }
-        let pass = MoePass::begin(&layer, &stream).unwrap();
+        let pass = MoePass::begin(&layer, &windows.tokens, &stream).unwrap();
         let mut sum = RoutedSum::new(&pass);
         for e in 0..layer.n_experts() {
             let mlp = layer.pack_expert(&weights.expert(l, e).unwrap()).unwrap();
@@ -116,19 +116,22 @@ fn windows_of(list: &[(Vec<u32>, Vec<f64>)]) -> Windows {
 
 #[test]
 fn nlls_of_a_trained_model_are_those_of_transformers() {
-    let dir = fixtures().join("tiny-deepseek-v3");
-    let golden = trained(&dir);
-    let nlls = forward::run(Isa::get(), &open(&dir), &windows_of(&golden), &|_| Ok(())).unwrap();
-    assert_eq!(nlls.len(), golden.len());
-    let mut worst = 0.0_f64;
-    for (w, (got, (_, expected))) in nlls.iter().zip(&golden).enumerate() {
-        assert_eq!(got.len(), expected.len(), "window {w}");
-        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-            assert!((got - expected).abs() <= 2e-3, "window {w}, token {}: {got}, but {expected}", i + 1);
-            worst = worst.max((got - expected).abs());
+    for name in ["tiny-deepseek-v3", "tiny-deepseek-v4"] {
+        let dir = fixtures().join(name);
+        let golden = trained(&dir);
+        let nlls = forward::run(Isa::get(), &open(&dir), &windows_of(&golden), &|_| Ok(())).unwrap();
+        assert_eq!(nlls.len(), golden.len());
+        let mut worst = 0.0_f64;
+        for (w, (got, (_, expected))) in nlls.iter().zip(&golden).enumerate() {
+            assert_eq!(got.len(), expected.len(), "{name} window {w}");
+            for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                let at = format!("{name} window {w}, token {}", i + 1);
+                assert!((got - expected).abs() <= 2e-3, "{at}: {got}, but {expected}");
+                worst = worst.max((got - expected).abs());
+            }
         }
+        eprintln!("{name}: largest difference {worst:e}");
     }
-    eprintln!("largest difference {worst:e}");
 }
 
 /// All bits of a run, with `run` and its threads instead of one expert after the other.
@@ -164,7 +167,7 @@ fn threads_and_instruction_sets_do_not_change_a_bit() {
 
 #[test]
 fn a_long_window_is_split_among_threads_without_changing_a_bit() {
-    for family in ["mixtral_window", "deepseek_v3"] {
+    for family in ["mixtral_window", "deepseek_v3", "deepseek_v4", "glm_moe_dsa", "llama4", "cohere2_moe"] {
         let model = open(&fixtures().join("random").join(family));
         let n = 1500;
         let tokens = (0..n).map(|i| (i * 31 + i / 7) % model.spec().vocab as u32).collect();
@@ -210,7 +213,7 @@ fn an_observer_sees_the_inputs_of_every_product_in_the_order_of_tokens() {
     let layer = LayerWeights::load(Isa::get(), &model, 0).unwrap();
     let mut stream = forward::embed(&model, &windows).unwrap();
     layer.attention(&windows, &mut stream).unwrap();
-    let pass = MoePass::begin(&layer, &stream).unwrap();
+    let pass = MoePass::begin(&layer, &windows.tokens, &stream).unwrap();
     let routing = pass.routing();
     assert_eq!(routing.counts().iter().sum::<u64>(), (windows.tokens.len() * routing.n_used) as u64);
     for e in 0..layer.n_experts() {
@@ -253,7 +256,7 @@ fn experts_that_are_missing_or_out_of_order_are_refused() {
     let windows = some_windows(model.spec().vocab);
     let layer = LayerWeights::load(Isa::get(), &model, 0).unwrap();
     let stream = forward::embed(&model, &windows).unwrap();
-    let pass = MoePass::begin(&layer, &stream).unwrap();
+    let pass = MoePass::begin(&layer, &windows.tokens, &stream).unwrap();
     let output = |e: usize| {
         let expert = Weights::expert(&model, 0, e).unwrap();
         pass.run_expert(e, &layer.pack_expert(&expert).unwrap(), None).unwrap()
@@ -303,7 +306,7 @@ fn tokens_beyond_the_vocabulary_and_wrong_streams_are_refused() {
     let error = forward::run(Isa::get(), &model, &beyond, &|_| Ok(())).unwrap_err();
     assert!(error.what().contains(&format!("token id {vocab}")), "{error}");
     let windows = Windows { tokens: vec![1, 2, 3], lens: vec![3] };
-    let mut short = Stream { width: model.spec().hidden, hidden: vec![0.0; 2 * model.spec().hidden] };
+    let mut short = Stream::new(model.spec().hidden, vec![0.0; 2 * model.spec().hidden]);
     let layer = LayerWeights::load(Isa::get(), &model, 0).unwrap();
     assert!(layer.attention(&windows, &mut short).is_err());
     assert!(layer.dense(&mut short).is_err(), "this layer has experts");

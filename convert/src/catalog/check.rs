@@ -7,7 +7,7 @@ use moepack_format::{Dtype, Error, Result};
 use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::{SourceTensor, listed};
 use crate::dims;
-use crate::encoding::{encoding, is_blocks, stored_shape};
+use crate::encoding::{encoding, is_mxfp4, not_integers, stored_shape};
 use crate::family::{ExpertLayout, Holds, Mtp, Piece};
 use crate::limits::LISTED_MAX;
 use crate::names;
@@ -27,21 +27,47 @@ impl Claims<'_> {
     /// The layers of the tensors are those of config.json; MTP layers come after them and are marked as such.
     pub(super) fn check_layers(&self) -> Result<()> {
         let n_layers = self.source.spec.layers.len();
-        let seen: BTreeSet<usize> =
-            self.each().filter_map(|(_, _, t)| self.names.layer_of(&t.name)).map(|(l, _)| l).collect();
-        let is_mtp = |l: usize| match self.source.family.mtp {
-            Mtp::ExtraLayers { mark } => {
-                let name = format!("{}{mark}", self.source.family.layer_prefix);
-                self.source.checkpoint.find(&names::fill(&name, l, 0)).is_some()
-            }
-            Mtp::None => false,
+        let places = || self.each().filter_map(|(_, c, t)| self.layer_of(c, &t.name));
+        let seen: BTreeSet<usize> = places().map(|(l, _)| l).collect();
+        let mark = match self.source.family.mtp {
+            Mtp::ExtraLayers { mark } => Some(mark),
+            Mtp::None => None,
         };
+        let mtp: BTreeSet<usize> =
+            places().filter(|(_, rest)| Some(&**rest) == mark).map(|(l, _)| l).collect();
+        let is_mtp = |l: usize| mtp.contains(&l);
         let found = seen.iter().copied().filter(|&l| l < n_layers || !is_mtp(l)).max().map_or(0, |l| l + 1);
         if found == n_layers {
             return Ok(());
         }
         let row = ("layers".to_owned(), n_layers.to_string(), found.to_string());
         Err(self.contradiction(&[row], 1))
+    }
+
+    /// The layer that a name belongs to and what follows, in the family's own spelling.
+    fn layer_of(&self, claim: Claim, name: &str) -> Option<(usize, String)> {
+        if claim == Claim::Carried(None) {
+            return None;
+        }
+        let name = self.names.canonical(name);
+        self.names.layer_of(&name).map(|(layer, rest)| (layer, rest.to_owned()))
+    }
+
+    /// No two tensors, in whatever spelling, are for the same.
+    pub(super) fn check_twice(&self) -> Result<()> {
+        let mut seen = BTreeMap::new();
+        for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
+            let what = match claim {
+                Claim::Trunk(rule, layer) => (rule.name, layer, None),
+                Claim::Expert { piece, layer, expert, .. } => (piece.name, Some(layer), expert),
+                _ => continue,
+            };
+            if let Some(other) = seen.insert(what, at).and_then(|other| self.tensor(other)) {
+                let what = format!("{} and {} are two spellings of the same tensor", other.name, t.name);
+                return Err(self.error(what).hint("two releases may be mixed in one directory"));
+            }
+        }
+        Ok(())
     }
 
     /// Scales without their weight.
@@ -69,7 +95,7 @@ impl Claims<'_> {
                     let dims = rule.shape.iter().map(|&d| dims::dim(self.source.spec, layer, d));
                     dims.collect::<Option<Vec<u64>>>()
                 }
-                Claim::Expert { piece, layer, .. } => self.expert_shape(piece, layer, &t.name),
+                Claim::Expert { piece, layer, .. } => self.expert_shape(piece, layer, t),
                 _ => continue,
             };
             let Some(expected) = expected.filter(|e| **e != *t.shape) else { continue };
@@ -82,14 +108,16 @@ impl Claims<'_> {
     }
 
     /// Shape of the tensor that holds a piece.
-    fn expert_shape(&self, piece: &Piece, layer: usize, name: &str) -> Option<Vec<u64>> {
+    fn expert_shape(&self, piece: &Piece, layer: usize, tensor: &SourceTensor) -> Option<Vec<u64>> {
         let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
         let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
         let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
-        Some(match (is_matrix, piece.transposed) {
+        let transposed = piece.is_transposed(rows, cols, &tensor.shape);
+        let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
+        Some(match (is_matrix, n) {
             (false, _) => n.into_iter().chain([rows]).collect(),
-            (true, false) => stored_shape(name, n, rows, cols),
-            (true, true) => stored_shape(name, n, cols, rows),
+            (true, Some(n)) if piece.flat => vec![n * rows, cols],
+            (true, _) => stored_shape(&tensor.name, tensor.dtype, n, rows, cols),
         })
     }
 
@@ -157,7 +185,10 @@ impl Claims<'_> {
     pub(super) fn check_missing(&self, catalog: &Catalog) -> Result<()> {
         let mut missing = Vec::new();
         for rule in self.source.family.rules.iter().copied().flatten() {
-            if dims::has_global(rule.role) {
+            if rule.role.is_global() {
+                if !dims::has(self.source.spec, None, rule.role) {
+                    continue;
+                }
                 let tied = rule.role == Role::LmHead && self.source.head_may_be_tied;
                 if !tied && catalog.find(None, rule.role).is_none() {
                     missing.push(rule.name.to_owned());
@@ -165,7 +196,9 @@ impl Claims<'_> {
                 continue;
             }
             for (l, spec) in self.source.spec.layers.iter().enumerate() {
-                if dims::has(spec, rule.role) && catalog.find(Some(l), rule.role).is_none() {
+                if dims::has(self.source.spec, Some(spec), rule.role)
+                    && catalog.find(Some(l), rule.role).is_none()
+                {
                     missing.push(self.full_name(rule.name, l, 0));
                 }
             }
@@ -211,6 +244,10 @@ impl Claims<'_> {
         for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let scales = self.partner(at).map(|(_, s)| s);
             let checked = match claim {
+                Claim::Trunk(rule, _) if rule.role.is_table() => match t.dtype {
+                    Dtype::I64 | Dtype::I32 => Ok(()),
+                    other => Err(not_integers(other).in_tensor(&*t.name)),
+                },
                 Claim::Trunk(..) => encoding(t, scales, None, matrix(t), self.source.fp8_block).map(|_| ()),
                 Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, t, scales),
                 // Copied as it is, but not without what gives the numbers their meaning.
@@ -236,7 +273,7 @@ impl Claims<'_> {
         let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
         let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
         let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
-        if is_blocks(&tensor.name) && !cols.is_multiple_of(32) {
+        if is_mxfp4(&tensor.name, tensor.dtype) && !cols.is_multiple_of(32) {
             let what = format!("MXFP4 blocks of rows of {cols} numbers, expected a multiple of 32");
             return Err(Error::bad_data(what).in_tensor(&*tensor.name));
         }
@@ -286,9 +323,10 @@ pub(crate) fn piece_dims(piece: &Piece, hidden: usize, inter: usize) -> (u64, u6
     (rows * times, cols, part.is_matrix())
 }
 
-/// A tensor of the trunk as a matrix: vectors are one row.
+/// A tensor of the trunk as a matrix: vectors are one row, and a byte of FP4 pairs is two columns.
 pub(crate) fn matrix(tensor: &SourceTensor) -> (u64, u64) {
     match *tensor.shape {
+        [rows, cols] if tensor.dtype == Dtype::I8 => (rows, cols.saturating_mul(2)),
         [rows, cols] => (rows, cols),
         _ => (1, tensor.shape.iter().product()),
     }

@@ -110,7 +110,7 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         what: "numbers without scales",
-        says: "packed numbers without their scales, expected a tensor that ends in weight_scale_inv",
+        says: "packed numbers without their scales, expected a tensor that ends in weight_scale_inv or scale",
         of: TestCheckpoint::qwen3,
         make: |m| {
             m.store_as_fp8("model.layers.0.mlp.experts.0.up_proj.weight");

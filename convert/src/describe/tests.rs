@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::spec::{Attention, Pairing};
 use crate::testing::TestCheckpoint;
 
 fn spec(config: &Value) -> Result<ModelSpec> {
@@ -140,7 +141,7 @@ fn windows_follow_the_family() {
     let windows = |config: &Value| -> Vec<Option<usize>> {
         let window = |l: &LayerSpec| match &l.attention {
             Attention::Gqa(gqa) => gqa.window,
-            Attention::Mla(_) => None,
+            _ => None,
         };
         spec(config).unwrap().layers.iter().map(window).collect()
     };

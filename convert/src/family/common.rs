@@ -1,7 +1,8 @@
 //! What families share: names that began with Llama, DeepSeek and Mixtral, and the usual defaults.
 
 use super::Dim::{
-    AttnOut, DenseInter, Experts, Head, Hidden, Kv, KvA, KvB, KvLora, Q, QLora, SharedInter, Vocab,
+    AttnOut, DenseInter, Experts, Head, Hidden, Index, IndexHead, IndexHeads, Kv, KvA, KvB, KvLora, Q, QLora,
+    QOut, SharedInter, Values, Vocab,
 };
 use super::{Dim, ExpertLayout, Holds, Piece, Rule};
 use crate::spec::{Part, Role};
@@ -13,7 +14,7 @@ pub const fn rule(role: Role, name: &'static str, shape: &'static [Dim]) -> Rule
 
 /// An expert tensor that holds one matrix `[out, in]`.
 pub const fn one(part: Part, name: &'static str) -> Piece {
-    Piece { name, holds: Holds::One(part), transposed: false }
+    Piece { name, holds: Holds::One(part), transposed: false, flat: false, either: false }
 }
 
 /// Embedding, head and the two norms of a layer.
@@ -27,13 +28,13 @@ pub const LLAMA: &[Rule] = &[
 
 /// Grouped-query attention; biases and norms of queries and keys are there where the description has them.
 pub const GQA: &[Rule] = &[
-    rule(Role::Q, "self_attn.q_proj.weight", &[Q, Hidden]),
+    rule(Role::Q, "self_attn.q_proj.weight", &[QOut, Hidden]),
     rule(Role::K, "self_attn.k_proj.weight", &[Kv, Hidden]),
-    rule(Role::V, "self_attn.v_proj.weight", &[Kv, Hidden]),
+    rule(Role::V, "self_attn.v_proj.weight", &[Values, Hidden]),
     rule(Role::O, "self_attn.o_proj.weight", &[Hidden, AttnOut]),
-    rule(Role::QBias, "self_attn.q_proj.bias", &[Q]),
+    rule(Role::QBias, "self_attn.q_proj.bias", &[QOut]),
     rule(Role::KBias, "self_attn.k_proj.bias", &[Kv]),
-    rule(Role::VBias, "self_attn.v_proj.bias", &[Kv]),
+    rule(Role::VBias, "self_attn.v_proj.bias", &[Values]),
     rule(Role::OBias, "self_attn.o_proj.bias", &[Hidden]),
 ];
 
@@ -64,6 +65,15 @@ pub const MLA: &[Rule] = &[
     rule(Role::OBias, "self_attn.o_proj.bias", &[Hidden]),
 ];
 
+/// The indexer of latent attention.
+pub const INDEXER: &[Rule] = &[
+    rule(Role::IndexQ, "self_attn.indexer.wq_b.weight", &[Index, QLora]),
+    rule(Role::IndexK, "self_attn.indexer.wk.weight", &[IndexHead, Hidden]),
+    rule(Role::IndexKNorm, "self_attn.indexer.k_norm.weight", &[IndexHead]),
+    rule(Role::IndexKNormBias, "self_attn.indexer.k_norm.bias", &[IndexHead]),
+    rule(Role::IndexWeights, "self_attn.indexer.weights_proj.weight", &[IndexHeads, Hidden]),
+];
+
 /// The MLP of a dense layer.
 pub const DENSE: &[Rule] = &[
     rule(Role::DenseGate, "mlp.gate_proj.weight", &[DenseInter, Hidden]),
@@ -73,6 +83,10 @@ pub const DENSE: &[Rule] = &[
 
 /// The router beside the experts.
 pub const ROUTER: &[Rule] = &[rule(Role::Router, "mlp.gate.weight", &[Experts, Hidden])];
+
+/// What is added to scores for the choice of experts.
+pub const CORRECTION: &[Rule] =
+    &[rule(Role::RouterCorrection, "mlp.gate.e_score_correction_bias", &[Experts])];
 
 /// Shared experts as DeepSeek calls them: any number, stored as one MLP.
 pub const SHARED_EXPERTS: &[Rule] = &[
@@ -90,6 +104,51 @@ pub const PER_EXPERT: ExpertLayout = ExpertLayout {
         one(Part::Down, "mlp.experts.{E}.down_proj.weight"),
     ],
 };
+
+/// Mixtral's layout.
+pub const W1_W3_W2: ExpertLayout = ExpertLayout {
+    name: "per expert, w1 w3 w2",
+    pieces: &[
+        one(Part::Gate, "block_sparse_moe.experts.{E}.w1.weight"),
+        one(Part::Up, "block_sparse_moe.experts.{E}.w3.weight"),
+        one(Part::Down, "block_sparse_moe.experts.{E}.w2.weight"),
+    ],
+};
+
+/// Mixtral's router.
+pub const SPARSE_ROUTER: &[Rule] = &[rule(Role::Router, "block_sparse_moe.gate.weight", &[Experts, Hidden])];
+
+/// Shared experts as Tencent calls them.
+pub const SHARED_MLP: &[Rule] = &[
+    rule(Role::SharedGate, "mlp.shared_mlp.gate_proj.weight", &[SharedInter, Hidden]),
+    rule(Role::SharedUp, "mlp.shared_mlp.up_proj.weight", &[SharedInter, Hidden]),
+    rule(Role::SharedDown, "mlp.shared_mlp.down_proj.weight", &[Hidden, SharedInter]),
+];
+
+/// A router that is a module of its own, with its correction beside it.
+pub const ROUTER_GATE: &[Rule] = &[
+    rule(Role::Router, "mlp.router.gate.weight", &[Experts, Hidden]),
+    rule(Role::RouterCorrection, "mlp.expert_bias", &[Experts]),
+];
+
+/// Text models inside of others.
+pub const PREFIXES: &[(&str, &str)] = &[("language_model.", ""), ("model.language_model.", "model.")];
+
+/// Towers and projectors of models that also see or hear.
+pub const TOWERS: &[&str] = &[
+    "model.visual.",
+    "visual.",
+    "vision_tower.",
+    "vision_model.",
+    "model.vision_tower.",
+    "model.vision_model.",
+    "mm_projector.",
+    "multi_modal_projector.",
+    "model.multi_modal_projector.",
+    "audio_tower.",
+    "mtp.",
+    "model.mtp",
+];
 
 /// Rotary tables that old versions of transformers saved.
 pub const ROTARY_TABLES: &[(&str, &str)] =

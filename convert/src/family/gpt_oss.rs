@@ -3,13 +3,13 @@
 //! Source: transformers 5.23.0 `models/gpt_oss` and `integrations/mxfp4.py`; released as gpt-oss-20b and -120b.
 
 use super::Dim::{Experts, Heads, Hidden};
-use super::common::{GQA, LLAMA, ROTARY_TABLES, one, rule};
+use super::common::{GQA, LLAMA, one, rule};
 use super::{
-    ActivationRule, AttentionRule, ExpertLayout, Family, Fixed, Holds, MoeLayers, MoeRule, Mtp, Piece,
-    RouterRule, Rule, SharedRule, Split, Switch, WindowRule,
+    ActivationRule, AttentionRule, ExpertLayout, Family, GqaRule, Holds, MoeLayers, MoeRule, NormRule, Piece,
+    RouterRule, Rule, Sinks, Split, Switch, WindowRule, qwen3_moe,
 };
 use crate::rope::{RopeRule, Yarn};
-use crate::spec::{Part, QkNorm, Role, RouteWeights, Score};
+use crate::spec::{Part, Role};
 
 const GPT_OSS: &[Rule] = &[
     rule(Role::Sinks, "self_attn.sinks", &[Heads]),
@@ -24,9 +24,21 @@ const GATE_UP_BIAS: Holds = Holds::Two(Part::GateBias, Part::UpBias, Split::Inte
 const MXFP4: ExpertLayout = ExpertLayout {
     name: "stacked MXFP4 blocks",
     pieces: &[
-        Piece { name: "mlp.experts.gate_up_proj_blocks", holds: GATE_UP, transposed: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj_blocks",
+            holds: GATE_UP,
+            transposed: false,
+            flat: false,
+            either: false,
+        },
         one(Part::Down, "mlp.experts.down_proj_blocks"),
-        Piece { name: "mlp.experts.gate_up_proj_bias", holds: GATE_UP_BIAS, transposed: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj_bias",
+            holds: GATE_UP_BIAS,
+            transposed: false,
+            flat: false,
+            either: false,
+        },
         one(Part::DownBias, "mlp.experts.down_proj_bias"),
     ],
 };
@@ -35,9 +47,27 @@ const MXFP4: ExpertLayout = ExpertLayout {
 const DECODED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
-        Piece { name: "mlp.experts.gate_up_proj", holds: GATE_UP, transposed: true },
-        Piece { name: "mlp.experts.down_proj", holds: Holds::One(Part::Down), transposed: true },
-        Piece { name: "mlp.experts.gate_up_proj_bias", holds: GATE_UP_BIAS, transposed: false },
+        Piece {
+            name: "mlp.experts.gate_up_proj",
+            holds: GATE_UP,
+            transposed: true,
+            flat: false,
+            either: false,
+        },
+        Piece {
+            name: "mlp.experts.down_proj",
+            holds: Holds::One(Part::Down),
+            transposed: true,
+            flat: false,
+            either: false,
+        },
+        Piece {
+            name: "mlp.experts.gate_up_proj_bias",
+            holds: GATE_UP_BIAS,
+            transposed: false,
+            flat: false,
+            either: false,
+        },
         one(Part::DownBias, "mlp.experts.down_proj_bias"),
     ],
 };
@@ -46,20 +76,19 @@ pub const FAMILY: Family = Family {
     model_types: &["gpt_oss"],
     class: "GptOssForCausalLM",
     gguf: "gpt-oss",
-    fixed: &[("hidden_act", Fixed::Text("silu"))],
-    norm_eps: 1e-5,
-    attention: AttentionRule::Gqa {
+    norm: NormRule::Rms(1e-5),
+    attention: AttentionRule::Gqa(GqaRule {
         head_dim: Some(64),
-        qk_norm: QkNorm::None,
         qkv_bias: Switch::Key("attention_bias", true),
         o_bias: Switch::Key("attention_bias", true),
-        clip: None,
         window: WindowRule::LayerTypes { default: 128 },
-        sinks: true,
-    },
+        sinks: Sinks::All,
+        ..GqaRule::PLAIN
+    }),
     rope: RopeRule {
         theta: 1.5e5,
         scaling: Some(Yarn { factor: 32.0, original_positions: 4096.0, truncate: false, ..Yarn::DEFAULT }),
+        ..RopeRule::PLAIN
     },
     moe_layers: MoeLayers::All,
     moe: MoeRule {
@@ -68,22 +97,10 @@ pub const FAMILY: Family = Family {
         inter: &["intermediate_size"],
         activation: ActivationRule::ClampedSwish { alpha: 1.702, limit: 7.0 },
         bias: true,
-        router: RouterRule {
-            bias: true,
-            score: Score::Identity,
-            correction: false,
-            groups: None,
-            weights: RouteWeights::SoftmaxOverChosen,
-            renorm: Switch::Never,
-            renorm_eps: 0.0,
-            scale: None,
-        },
-        shared: SharedRule::None,
+        router: RouterRule { bias: true, ..RouterRule::LOGITS },
+        ..MoeRule::PLAIN
     },
-    dense_inter: &["intermediate_size"],
-    mtp: Mtp::None,
-    layer_prefix: "model.layers.{L}.",
     rules: &[LLAMA, GQA, GPT_OSS],
     experts: &[MXFP4, DECODED],
-    left_out: ROTARY_TABLES,
+    ..qwen3_moe::FAMILY
 };

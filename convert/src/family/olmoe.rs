@@ -2,23 +2,15 @@
 //! Source: transformers 5.23.0 `models/olmoe`; released as OLMoE-1B-7B.
 
 use super::common::{GQA, LLAMA, QK_NORM_FULL, ROUTER};
-use super::{AttentionRule, Family, MoeLayers, MoeRule, Switch, WindowRule, qwen3_moe};
+use super::{AttentionRule, Family, GqaRule, MoeLayers, MoeRule, NormRule, qwen3_moe};
 use crate::spec::QkNorm;
 
 pub const FAMILY: Family = Family {
     model_types: &["olmoe"],
     class: "OlmoeForCausalLM",
     gguf: "olmoe",
-    norm_eps: 1e-5,
-    attention: AttentionRule::Gqa {
-        head_dim: None,
-        qk_norm: QkNorm::Full,
-        qkv_bias: Switch::Key("attention_bias", false),
-        o_bias: Switch::Key("attention_bias", false),
-        clip: Some("clip_qkv"),
-        window: WindowRule::None,
-        sinks: false,
-    },
+    norm: NormRule::Rms(1e-5),
+    attention: AttentionRule::Gqa(GqaRule { qk_norm: QkNorm::Full, clip: &["clip_qkv"], ..GqaRule::PLAIN }),
     moe_layers: MoeLayers::All,
     // The class's default for intermediate_size is not that of the released model, so the key must be there.
     moe: MoeRule { inter: &["intermediate_size"], ..qwen3_moe::FAMILY.moe },

@@ -3,10 +3,10 @@
 
 use super::Dim::{Hidden, One, SharedInter};
 use super::common::{DENSE, GQA, LLAMA, ROUTER, rule};
-use super::{AttentionRule, Family, MoeRule, Rule, SharedRule, Switch, WindowRule, qwen3_moe};
-use crate::spec::{QkNorm, Role};
+use super::{AttentionRule, Family, GqaRule, MoeRule, Rule, SharedRule, Switch, WindowRule, qwen3_moe};
+use crate::spec::Role;
 
-const SHARED: &[Rule] = &[
+pub const SHARED: &[Rule] = &[
     rule(Role::SharedGate, "mlp.shared_expert.gate_proj.weight", &[SharedInter, Hidden]),
     rule(Role::SharedUp, "mlp.shared_expert.up_proj.weight", &[SharedInter, Hidden]),
     rule(Role::SharedDown, "mlp.shared_expert.down_proj.weight", &[Hidden, SharedInter]),
@@ -17,15 +17,12 @@ pub const FAMILY: Family = Family {
     model_types: &["qwen2_moe"],
     class: "Qwen2MoeForCausalLM",
     gguf: "qwen2moe",
-    attention: AttentionRule::Gqa {
-        head_dim: None,
-        qk_norm: QkNorm::None,
+    attention: AttentionRule::Gqa(GqaRule {
         qkv_bias: Switch::Key("qkv_bias", true),
         o_bias: Switch::Never,
-        clip: None,
         window: WindowRule::LayerTypesIfUsed,
-        sinks: false,
-    },
+        ..GqaRule::PLAIN
+    }),
     moe: MoeRule { shared: SharedRule::Gated(&["shared_expert_intermediate_size"]), ..qwen3_moe::FAMILY.moe },
     rules: &[LLAMA, GQA, DENSE, ROUTER, SHARED],
     ..qwen3_moe::FAMILY

@@ -203,7 +203,8 @@ impl Stored<'_> {
 
     /// The parts with their planes, rows in canonical order.
     fn arrange(&self, planes: Planes) -> Result<Vec<(Part, Planes)>> {
-        match (self.piece.holds, self.piece.transposed) {
+        let transposed = self.piece.is_transposed(self.rows as u64, self.cols as u64, &self.tensor.shape);
+        match (self.piece.holds, transposed) {
             (Holds::One(part), false) => Ok(vec![(part, planes)]),
             (Holds::One(part), true) => {
                 let all = Columns { first: 0, step: 1, n: self.rows };

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use moepack_format::{Error, Result};
+use moepack_format::{Dtype, Error, Result};
 use moepack_quant::Isa;
 
 use super::{Model, to_usize};
 use crate::catalog::{TrunkTensor, matrix};
 use crate::checkpoint::{SourceTensor, length, zeroed};
 use crate::coded::check_finite;
-use crate::encoding::{check_scales, encoding};
+use crate::encoding::{check_scales, encoding, not_integers};
 use crate::spec::Role;
 use crate::tensor::Tensor;
 
@@ -47,6 +47,28 @@ impl Model {
         let tensor = self.stored(layer, role)?;
         let data = self.decode_rows(tensor, rows.clone())?;
         Ok(Tensor { shape: vec![rows.len(), data.len() / rows.len().max(1)], data })
+    }
+
+    /// A trunk tensor of integers, such as the experts of each token id.
+    ///
+    /// # Errors
+    /// No such tensor; what cannot be read; numbers that are no integers, negative or beyond 32 bits.
+    pub fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>> {
+        let tensor = self.stored(layer, role)?;
+        let inner = || {
+            let bytes = self.checkpoint.bytes(tensor)?;
+            let numbers: Vec<i64> = match tensor.dtype {
+                Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+                Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
+                other => return Err(not_integers(other)),
+            };
+            let one = |(at, &n): (usize, &i64)| {
+                u32::try_from(n)
+                    .map_err(|_| Error::bad_data(format!("number {at} is {n}, expected 0 or more")))
+            };
+            numbers.iter().enumerate().map(one).collect()
+        };
+        inner().map_err(|e: Error| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
     }
 
     /// The trunk in the order of the files, for copying.
@@ -100,7 +122,7 @@ impl Model {
 
     /// The scales that belong to a tensor.
     fn scales_of(&self, tensor: &SourceTensor) -> Option<&SourceTensor> {
-        let at = crate::names::scale_of(&tensor.name).and_then(|name| self.checkpoint.find(&name))?;
+        let at = crate::names::scales_of(&tensor.name).find_map(|name| self.checkpoint.find(&name))?;
         self.checkpoint.tensors().get(at)
     }
 

@@ -51,7 +51,8 @@ use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
-use self::coder::{Coder, transposed};
+use self::coder::Coder;
+use self::rows::transposed;
 use self::trellis::Trellis;
 use super::{
     Codec, CodecFamily, CodecRef, ColumnCoder, ColumnPlan, Matrix, Planes, Reach, check_input, check_shape,
@@ -60,9 +61,12 @@ use crate::isa::Isa;
 
 mod coder;
 pub mod column;
+mod ending;
+mod histogram;
 mod layout;
 mod rans;
 mod rate;
+mod rows;
 mod stream;
 pub mod tables;
 pub mod trellis;
@@ -101,7 +105,7 @@ impl Tcq {
     /// Bytes that a matrix may take: what the rate says, or what zeros would take where that is more.
     fn limit(&self, rows: usize, cols: usize) -> u64 {
         let by_rate = (self.bits * rows as f64 * cols as f64 / 8.0) as u64;
-        by_rate.max(coder::least_bytes(rows, cols))
+        by_rate.max(layout::least_bytes(rows, cols))
     }
 
     fn check(&self, isa: Isa, w: Matrix<'_>, importance: Option<&[f32]>) -> Result<f32> {

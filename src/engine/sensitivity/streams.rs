@@ -53,13 +53,6 @@ impl<'a> Run<'a> {
         self.noisy.iter_mut().chain(joint).try_for_each(|stream| weights.dense(stream))
     }
 
-    /// The undisturbed stream alone.
-    fn base(&self) -> Stream {
-        let (width, stream) = (self.clean.1.width, &self.clean.1);
-        let base = stream.hidden.get(..self.sample.tokens.len() * width).unwrap_or_default();
-        Stream { width, hidden: base.to_vec() }
-    }
-
     /// Codes a few experts behind attention; the joint stream loses from here on what they lose.
     pub(super) fn try_experts(
         &mut self,
@@ -67,8 +60,13 @@ impl<'a> Run<'a> {
         layer: usize,
         weights: &LayerWeights,
     ) -> Result<Trial> {
-        let base = self.base();
-        let trial = Trial::of_layer(coder, self.model, (layer, weights), &MoePass::begin(weights, &base)?)?;
+        let base = self.clean.1.first(&self.sample);
+        let trial = Trial::of_layer(
+            coder,
+            self.model,
+            (layer, weights),
+            &MoePass::begin(weights, &self.sample.tokens, &base)?,
+        )?;
         let stream = self.joint.take().map_or(base, |(stream, _)| stream);
         self.joint = Some((stream, trial.disturbances));
         Ok(trial)
@@ -76,7 +74,7 @@ impl<'a> Run<'a> {
 
     /// Begins to disturb: behind attention, where the streams are still the undisturbed one.
     pub(super) fn branch_off(&mut self) {
-        let base = self.base();
+        let base = self.clean.1.first(&self.sample);
         self.noisy = MATRICES.map(|_| base.clone()).to_vec();
     }
 
@@ -96,8 +94,11 @@ impl<'a> Run<'a> {
         done: impl Fn() + Send + Sync,
     ) -> Result<Vec<Energy>> {
         let joint = self.joint.iter().map(|(stream, _)| stream);
-        let streams = std::iter::once(&self.clean.1).chain(&self.noisy).chain(joint);
-        let passes = streams.map(|s| MoePass::begin(weights, s)).collect::<Result<Vec<_>>>()?;
+        let clean = std::iter::once((&self.clean.0, &self.clean.1));
+        let streams = clean.chain(self.noisy.iter().chain(joint).map(|stream| (&self.sample, stream)));
+        let passes = streams
+            .map(|(windows, stream)| MoePass::begin(weights, &windows.tokens, stream))
+            .collect::<Result<Vec<_>>>()?;
         let mut sums: Vec<RoutedSum<'_>> = passes.iter().map(RoutedSum::new).collect();
         let mut energies = Vec::new();
         let work = |e: usize| -> Result<Vec<ExpertOutput>> {
@@ -140,7 +141,7 @@ impl<'a> Run<'a> {
     }
 
     fn energy(&self, pass: &MoePass<'_>, output: &ExpertOutput) -> Energy {
-        let width = self.clean.1.width.max(1);
+        let width = self.model.spec().hidden.max(1);
         let tokens = pass.routing().tokens_of(output.expert).iter().zip(output.rows.chunks_exact(width));
         let mut energy = Energy::default();
         for (token, row) in tokens.filter(|(t, _)| (t.token as usize) < self.sample.tokens.len()) {
@@ -207,5 +208,5 @@ pub(super) struct Energy {
 fn append((windows, stream): &mut (Windows, Stream), sample: &Windows, added: Stream) {
     windows.tokens.extend(&sample.tokens);
     windows.lens.extend(&sample.lens);
-    stream.hidden.extend(added.hidden);
+    stream.append(added);
 }

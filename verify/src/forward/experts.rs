@@ -43,6 +43,24 @@ impl GatedMlp {
         })
     }
 
+    /// Gate and up from one matrix `[2 · inter, hidden]`, gate first.
+    pub(super) fn load_fused(
+        weights: &dyn Weights,
+        layer: usize,
+        (gate_up, down): (&[f32], Role),
+        inter: usize,
+        activation: Activation,
+    ) -> Result<GatedMlp> {
+        let (l, hidden) = (Some(layer), weights.spec().hidden);
+        let (gate, up) = gate_up.split_at(inter * hidden);
+        Ok(GatedMlp {
+            gate: Linear::new(gate, None, inter, hidden),
+            up: Linear::new(up, None, inter, hidden),
+            down: Linear::load(weights, l, (down, None), hidden, inter)?,
+            activation,
+        })
+    }
+
     /// Packs a routed expert.
     ///
     /// # Errors
@@ -97,6 +115,12 @@ impl GatedMlp {
         self.up.apply(isa, x, up);
         match self.activation {
             Activation::Silu => math::silu_mul(isa, gate, up),
+            Activation::ClampedSilu { limit } => {
+                // Comparisons with NaN are false, so NaN goes through.
+                gate.iter_mut().for_each(|g| *g = if *g > limit { limit } else { *g });
+                up.iter_mut().for_each(|u| *u = u.clamp(-limit, limit));
+                math::silu_mul(isa, gate, up);
+            }
             Activation::ClampedSwish { alpha, limit } => math::clamped_swish(isa, gate, up, alpha, limit),
         }
         gate

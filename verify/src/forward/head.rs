@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::linear::Linear;
 use super::norm::Norm;
+use super::residual::{Hyper, collapse};
 use super::{Stream, Weights, sized};
 use crate::tokens::Windows;
 
@@ -18,14 +19,21 @@ const ROWS: std::ops::RangeInclusive<usize> = 24..=96;
 /// Final norm and head.
 pub struct Head {
     isa: Isa,
+    /// Makes one row of hyper-connected streams.
+    hyper: Option<Hyper>,
     norm: Norm,
     /// `[vocab, hidden]`
     linear: Linear,
+    /// Factor of the logits.
+    scale: f32,
+    /// Values of a token before the head.
+    width: usize,
 }
 
 /// Buffers of one thread, kept from block to block.
 #[derive(Default)]
 pub struct HeadScratch {
+    mixes: Vec<f32>,
     normed: Vec<f32>,
     logits: Vec<f32>,
 }
@@ -38,10 +46,16 @@ impl Head {
     pub fn load(isa: Isa, weights: &dyn Weights) -> Result<Head> {
         let spec = weights.spec();
         let role = if spec.tied_head { Role::Embed } else { Role::LmHead };
+        let mix = [Role::HeadMix, Role::HeadMixBase, Role::HeadMixScale];
+        let hyper = spec.hyper.map(|h| Hyper::load(weights, None, h, mix, h.n_streams));
+        let bias = spec.head_bias.then_some(Role::LmHeadBias);
         Ok(Head {
             isa,
-            norm: Norm::load(weights, None, Role::FinalNorm, spec.hidden)?,
-            linear: Linear::load(weights, None, (role, None), spec.vocab, spec.hidden)?,
+            hyper: hyper.transpose()?,
+            norm: Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden)?,
+            linear: Linear::load(weights, None, (role, bias), spec.vocab, spec.hidden)?,
+            scale: spec.logit_scale,
+            width: spec.width(),
         })
     }
 
@@ -55,13 +69,28 @@ impl Head {
         (LOGITS_MAX / self.vocab().max(1)).clamp(*ROWS.start(), *ROWS.end())
     }
 
-    /// Logits `[n, vocab]` of rows of the stream, `[n, hidden]`.
-    pub fn logits<'s>(&self, hidden: &[f32], scratch: &'s mut HeadScratch) -> &'s [f32] {
-        let x = sized(&mut scratch.normed, hidden.len()); // [n, hidden]
-        self.norm.apply(self.isa, hidden, x);
-        let n = hidden.len() / self.norm.width();
-        let logits = sized(&mut scratch.logits, n * self.vocab()); // [n, vocab]
+    /// Logits `[n, vocab]` of rows of the stream, `[n, width]`.
+    pub fn logits<'s>(&self, rows: &[f32], scratch: &'s mut HeadScratch) -> &'s [f32] {
+        let (n, hidden) = (rows.len() / self.width, self.norm.width());
+        let HeadScratch { mixes, normed, logits } = scratch;
+        let x = sized(normed, n * hidden); // [n, hidden]
+        match &self.hyper {
+            None => self.norm.apply(self.isa, rows, x),
+            Some(hyper) => {
+                hyper.mixes(self.isa, rows, mixes);
+                let pre = mixes.chunks_exact(self.width / hidden);
+                for ((row, pre), x) in rows.chunks_exact(self.width).zip(pre).zip(x.chunks_exact_mut(hidden))
+                {
+                    collapse(self.isa, pre, row, x);
+                }
+                self.norm.apply_in_place(self.isa, x);
+            }
+        }
+        let logits = sized(logits, n * self.vocab()); // [n, vocab]
         self.linear.apply(self.isa, x, logits);
+        if self.scale != 1.0 {
+            logits.iter_mut().for_each(|v| *v *= self.scale);
+        }
         logits
     }
 
@@ -78,7 +107,7 @@ impl Head {
         consumer: &(dyn Fn(usize, &[f32]) + Sync),
     ) -> Result<Vec<Vec<f64>>> {
         windows.check_vocab(self.vocab())?;
-        if stream.n_tokens() != windows.tokens.len() {
+        if stream.n_tokens() != windows.tokens.len() || stream.width != self.width {
             let (rows, tokens) = (stream.n_tokens(), windows.tokens.len());
             return Err(Error::bad_data(format!("a stream of {rows} rows for {tokens} tokens")));
         }

@@ -3,25 +3,25 @@
 use moepack_convert::spec::{Mlp, Moe, Residual, Role};
 use moepack_convert::tensor::Expert;
 use moepack_format::{Error, Result};
-use moepack_quant::{Isa, math};
+use moepack_quant::Isa;
 use rayon::prelude::*;
 
 use super::attention::Attention;
 use super::experts::{GatedMlp, Scratch};
 use super::linear::Linear;
-use super::norm::Norm;
+use super::residual::{self, Sublayer};
 use super::router::Router;
-use super::{ROWS, Stream, Weights};
+use super::{ROWS, Stream, Weights, sized, tensor};
 use crate::tokens::Windows;
 
 /// The trunk weights of one layer.
 pub struct LayerWeights {
     pub(super) isa: Isa,
-    hidden: usize,
+    pub(super) hidden: usize,
     residual: Residual,
-    attn_norm: Norm,
+    around_attention: Sublayer,
     attention: Attention,
-    pub(super) mlp_norm: Norm,
+    pub(super) around_mlp: Sublayer,
     mlp: MlpWeights,
 }
 
@@ -65,9 +65,9 @@ impl LayerWeights {
             isa,
             hidden: spec.hidden,
             residual: layer.residual,
-            attn_norm: Norm::load(weights, Some(l), Role::AttnNorm, spec.hidden)?,
+            around_attention: Sublayer::load(weights, l, layer.residual, &residual::ATTENTION)?,
             attention: Attention::load(weights, l, &layer.attention)?,
-            mlp_norm: Norm::load(weights, Some(l), Role::MlpNorm, spec.hidden)?,
+            around_mlp: Sublayer::load(weights, l, layer.residual, &residual::MLP)?,
             mlp,
         })
     }
@@ -93,23 +93,28 @@ impl LayerWeights {
         GatedMlp::of_expert(expert, self.hidden, moe.spec.inter, moe.spec.activation)
     }
 
-    /// stream += attention(norm(stream)), each window on its own from position 0.
+    /// The stream after attention, each window on its own from position 0. In a parallel layer attention waits in the
+    /// stream for the MLP.
     ///
     /// # Errors
     /// The stream does not have the windows' tokens.
     pub fn attention(&self, windows: &Windows, stream: &mut Stream) -> Result<()> {
-        let n_tokens: usize = windows.lens.iter().sum();
-        if stream.width != self.hidden || stream.hidden.len() != n_tokens * self.hidden {
-            let (rows, width) = (stream.n_tokens(), stream.width);
-            let what = format!("a stream of {rows} × {width}, but {n_tokens} × {} are due", self.hidden);
+        let (n_tokens, width) = (windows.lens.iter().sum::<usize>(), self.around_attention.width());
+        if stream.width != width || stream.hidden.len() != n_tokens * width {
+            let (rows, found) = (stream.n_tokens(), stream.width);
+            let what = format!("a stream of {rows} × {found}, but {n_tokens} × {width} are due");
             return Err(Error::bad_data(what));
         }
-        let Residual::Plain = self.residual;
-        self.attention.run(self.isa, &self.attn_norm, windows, stream);
+        if self.residual == Residual::Parallel {
+            stream.pending =
+                Some(self.attention.run(self.isa, &self.around_attention, windows, &stream.hidden));
+            return Ok(());
+        }
+        self.attention.run_in_place(self.isa, &self.around_attention, windows, stream);
         Ok(())
     }
 
-    /// stream += mlp(norm(stream)), for a layer without experts.
+    /// The stream after the MLP, for a layer without experts.
     ///
     /// # Errors
     /// The layer has routed experts: [`MoePass`](super::MoePass) runs those.
@@ -117,14 +122,25 @@ impl LayerWeights {
         let MlpWeights::Dense(mlp) = &self.mlp else {
             return Err(Error::bad_data("this layer has routed experts"));
         };
-        let blocks = stream.hidden.par_chunks_mut(ROWS * self.hidden);
-        blocks.for_each_init(<(Vec<f32>, Vec<f32>, Scratch)>::default, |(x, out, scratch), hidden| {
-            let x = super::sized(x, hidden.len()); // [n, hidden]
-            self.mlp_norm.apply(self.isa, hidden, x);
-            let out = super::sized(out, hidden.len()); // [n, hidden]
-            mlp.apply(self.isa, x, out, scratch);
-            math::add(self.isa, hidden, out);
-        });
+        let (isa, around, hidden) = (self.isa, &self.around_mlp, self.hidden);
+        let n_tokens = stream.n_tokens();
+        let mut notes = vec![0.0; n_tokens * around.n_notes()]; // [tokens, n_notes]
+        let mut rows = vec![0.0; n_tokens * hidden]; // [tokens, hidden]
+        let blocks = (
+            stream.hidden.par_chunks(ROWS * stream.width),
+            notes.par_chunks_mut(ROWS * around.n_notes()),
+            rows.par_chunks_mut(ROWS * hidden),
+        );
+        blocks.into_par_iter().for_each_init(
+            <(Vec<f32>, Scratch)>::default,
+            |(x, scratch), (stream_rows, notes, out)| {
+                let x = sized(x, out.len()); // [n, hidden]
+                around.notes(isa, stream_rows, notes);
+                around.inputs(isa, stream_rows, notes, x);
+                mlp.apply(isa, x, out, scratch);
+            },
+        );
+        stream.add(isa, &around.delta(isa, rows, &notes));
         Ok(())
     }
 }
@@ -132,9 +148,14 @@ impl LayerWeights {
 impl MoeWeights {
     fn load(weights: &dyn Weights, l: usize, moe: &Moe) -> Result<MoeWeights> {
         let shared = moe.shared.map(|shared| -> Result<SharedWeights> {
-            let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
-            let mlp = GatedMlp::load(weights, l, roles, shared.inter, moe.activation)?;
             let hidden = weights.spec().hidden;
+            let mlp = if shared.fused {
+                let gate_up = tensor(weights, Some(l), Role::SharedGateUp, &[2 * shared.inter, hidden])?;
+                GatedMlp::load_fused(weights, l, (&gate_up, Role::SharedDown), shared.inter, moe.activation)?
+            } else {
+                let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
+                GatedMlp::load(weights, l, roles, shared.inter, moe.activation)?
+            };
             let gate = || Linear::load(weights, Some(l), (Role::SharedRouter, None), 1, hidden);
             Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()? })
         });

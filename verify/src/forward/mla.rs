@@ -1,16 +1,18 @@
 //! Multi-head latent attention: keys and values come from one narrow latent a token, and one rotary key serves all
 //! heads. This is the decompressed form, which says what the model means.
 
-use moepack_convert::spec::{Mla as Spec, Role, Rope};
-use moepack_format::Result;
+use moepack_convert::spec::{Indexer as IndexerSpec, KeyChoice, Mla as Spec, Role, Rope};
+use moepack_format::{Error, Result};
 use moepack_quant::Isa;
 use moepack_quant::gemm::{PackedWeights, Rows};
 
-use super::attention::{Heads, Scratch};
+use super::attention::{Chosen, Heads, Scratch, Tables};
+use super::gqa::growth;
+use super::indexer::Indexer;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::Table;
-use super::{Weights, sized};
+use super::{Weights, sized, tensor};
 
 /// The weights of one layer.
 pub(super) struct Mla {
@@ -24,6 +26,52 @@ pub(super) struct Mla {
     kv_b: Linear,
     /// `[hidden, n_heads · v_dim]`
     o: Linear,
+    chooser: Option<Chooser>,
+}
+
+/// The indexer and what makes its keys.
+struct Chooser {
+    indexer: Indexer,
+    /// `[head_dim, hidden]`
+    keys: Linear,
+    /// A layer norm with a bias.
+    key_norm: Norm,
+}
+
+/// `eps` of the norm of an indexer's keys, in the reference.
+const KEY_NORM_EPS: f32 = 1e-6;
+
+impl Chooser {
+    fn load(
+        weights: &dyn Weights,
+        layer: usize,
+        spec: &IndexerSpec,
+        q_lora: Option<usize>,
+    ) -> Result<Chooser> {
+        let (l, hidden, d) = (Some(layer), weights.spec().hidden, spec.head_dim);
+        let no_latent =
+            || Error::bad_data("an indexer takes its queries from a latent, which this model has not");
+        let norm = tensor(weights, l, Role::IndexKNorm, &[d])?;
+        let bias = tensor(weights, l, Role::IndexKNormBias, &[d])?;
+        Ok(Chooser {
+            indexer: Indexer::load(weights, layer, spec, q_lora.ok_or_else(no_latent)?)?,
+            keys: Linear::load(weights, l, (Role::IndexK, None), d, hidden)?,
+            key_norm: Norm::layer(norm, Some(bias), KEY_NORM_EPS),
+        })
+    }
+
+    /// The keys that each query of a window sees. `x` is `[len, hidden]`, `latent` the queries' `[len, q_lora]`.
+    fn choose(&self, isa: Isa, table: &Table, x: &[f32], latent: &[f32], chosen: &mut Chosen) {
+        let (d, n, len) = (self.keys.n(), self.indexer.queries.n(), x.len() / self.keys.k());
+        let mut q = vec![0.0; len * n]; // [len, n_heads, head_dim]
+        self.indexer.queries.apply(isa, latent, &mut q);
+        let mut keys = vec![0.0; len * d]; // [len, head_dim]
+        self.keys.apply(isa, x, &mut keys);
+        self.key_norm.apply_in_place(isa, &mut keys);
+        q.chunks_exact_mut(n).enumerate().for_each(|(t, row)| table.rotate(t, row, d));
+        keys.chunks_exact_mut(d).enumerate().for_each(|(t, row)| table.rotate(t, row, d));
+        self.indexer.choose(isa, x, &q, &keys, |t| t + 1, chosen);
+    }
 }
 
 /// How queries are made; their outputs are `n_heads · (nope_dim + rope_dim)`.
@@ -39,7 +87,7 @@ impl Mla {
         let (l, hidden) = (Some(layer), weights.spec().hidden);
         let linear = |role, n, k| Linear::load(weights, l, (role, None), n, k);
         let biased = |role, bias, n, k| Linear::load(weights, l, (role, spec.bias.then_some(bias)), n, k);
-        let norm = |role, width| Norm::load_with(weights, l, role, width, spec.latent_eps);
+        let norm = |role, width| Norm::load_with(weights, l, role, width, Some(spec.latent_eps));
         let q_out = spec.n_heads * (spec.nope_dim + spec.rope_dim);
         let q = match spec.q_lora {
             None => Query::Direct(linear(Role::Q, q_out, hidden)?),
@@ -55,6 +103,11 @@ impl Mla {
             kv_a_norm: norm(Role::KvANorm, spec.kv_lora)?,
             kv_b: linear(Role::KvB, spec.n_heads * (spec.nope_dim + spec.v_dim), spec.kv_lora)?,
             o: biased(Role::O, Role::OBias, hidden, spec.n_heads * spec.v_dim)?,
+            chooser: spec
+                .choice
+                .indexer()
+                .map(|i| Chooser::load(weights, layer, i, spec.q_lora))
+                .transpose()?,
             spec: spec.clone(),
         })
     }
@@ -63,20 +116,31 @@ impl Mla {
         &self.spec.rope
     }
 
+    /// The layer's own indexer.
+    pub(super) fn indexer(&self) -> Option<&IndexerSpec> {
+        self.spec.choice.indexer()
+    }
+
     /// Attention of one window, `[len, hidden]` to the same.
     pub(super) fn window<'s>(
         &self,
         isa: Isa,
-        table: &Table,
+        tables: &Tables,
         x: &[f32],
+        chosen: &mut Chosen,
         scratch: &'s mut Scratch,
-    ) -> &'s [f32] {
+    ) -> &'s mut [f32] {
         let spec = &self.spec;
         let len = x.len() / self.o.n();
+        let table = tables.of_window(len);
         let (n_heads, k_dim, v_dim) = (spec.n_heads, spec.nope_dim + spec.rope_dim, spec.v_dim);
         let Scratch { q, k, v, latent, heads, mixed, out, .. } = scratch;
         let q = sized(q, len * n_heads * k_dim); // [len, n_heads, nope_dim + rope_dim]
         self.queries(isa, table, x, latent, q);
+        if let (Some(chooser), Some(table)) = (&self.chooser, &tables.index) {
+            chooser.choose(isa, table, x, &latent[..len * spec.q_lora.unwrap_or(0)], chosen);
+        }
+        let chosen = if spec.choice == KeyChoice::All { None } else { Some(&*chosen) };
         let rotary = sized(k, len * spec.rope_dim); // [len, rope_dim]
         let kv = sized(v, len * self.kv_b.n()); // [len, n_heads, nope_dim + v_dim]
         self.keys_and_values(isa, table, x, latent, rotary, kv);
@@ -88,7 +152,16 @@ impl Mla {
             values.repack_transposed(v, len, v_dim);
         };
         let mixed = sized(mixed, len * n_heads * v_dim); // [len, n_heads, v_dim]
-        let shape = Heads { n_heads, n_kv_heads: n_heads, k_dim, v_dim, window: None, sinks: None };
+        let shape = Heads {
+            n_heads,
+            n_kv_heads: n_heads,
+            k_dim,
+            v_dim,
+            window: None,
+            chunk: None,
+            chosen,
+            sinks: None,
+        };
         shape.mix(isa, q, pack, heads, mixed);
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, mixed, out);
@@ -110,9 +183,10 @@ impl Mla {
         }
         let k_dim = spec.nope_dim + spec.rope_dim;
         for (t, row) in q.chunks_exact_mut(spec.n_heads * k_dim).enumerate() {
+            let scale = spec.scale * growth(spec.temperature, t);
             for head in row.chunks_exact_mut(k_dim) {
                 table.rotate(t, &mut head[spec.nope_dim..], spec.rope_dim);
-                head.iter_mut().for_each(|v| *v *= spec.scale);
+                head.iter_mut().for_each(|v| *v *= scale);
             }
         }
     }

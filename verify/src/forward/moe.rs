@@ -5,19 +5,21 @@
 //! [`ordered`](super::ordered)). Rows are gathered and normed block by block; besides the stream there is one sum of
 //! its size, and the outputs of the experts in work.
 
+use moepack_convert::spec::SharedSum;
 use moepack_format::{Error, Result};
 use moepack_quant::math;
 use rayon::prelude::*;
 
 use super::experts::{GatedMlp, Scratch};
-use super::layer::{LayerWeights, MoeWeights};
+use super::layer::{LayerWeights, MoeWeights, SharedWeights};
+use super::residual::Delta;
 use super::router::{Assigned, Routing};
 use super::{ROWS, Stream, sized};
 
 /// Sees what goes through an expert, a block of tokens at a time, in ascending order of tokens.
 pub trait Observer {
     /// `x` is `[n, hidden]`, the input of gate and up; `a` is `[n, inter]`, the input of down; `weights` is `[n]`,
-    /// what the router multiplies the outputs by.
+    /// what the outputs are multiplied by (1 where the router's weight is already in `x`).
     fn block(&mut self, x: &[f32], a: &[f32], weights: &[f32]);
 }
 
@@ -26,8 +28,8 @@ pub struct MoePass<'a> {
     layer: &'a LayerWeights,
     moe: &'a MoeWeights,
     stream: &'a Stream,
-    /// What each token's row is multiplied by in the norm. `[tokens]`
-    factors: Vec<f32>,
+    /// What each token's row needs to become the MLP's input. `[tokens, n_notes]`
+    notes: Vec<f32>,
     routing: Routing,
 }
 
@@ -51,34 +53,36 @@ pub struct RoutedSum<'p> {
 }
 
 impl<'a> MoePass<'a> {
-    /// Routes every token of the stream.
+    /// Routes every token of the stream; `tokens` are their ids.
     ///
     /// # Errors
-    /// The layer has no experts (a mistake of the caller).
-    pub fn begin(layer: &'a LayerWeights, stream: &'a Stream) -> Result<MoePass<'a>> {
+    /// The layer has no experts, or the stream has not a row a token (mistakes of the caller).
+    pub fn begin(layer: &'a LayerWeights, tokens: &[u32], stream: &'a Stream) -> Result<MoePass<'a>> {
         let moe = layer.moe().ok_or_else(|| Error::bad_data("this layer has no routed experts"))?;
-        let (isa, norm) = (layer.isa, &layer.mlp_norm);
-        let of_block = |hidden: &[f32]| {
-            let mut factors = Vec::with_capacity(ROWS);
-            let mut x = vec![0.0; hidden.len()]; // [n, hidden]
-            for (row, x) in hidden.chunks_exact(stream.width).zip(x.chunks_exact_mut(stream.width)) {
-                let factor = norm.factor(isa, row);
-                norm.with_factor(isa, row, factor, x);
-                factors.push(factor);
-            }
+        if tokens.len() != stream.n_tokens() {
+            let (rows, n) = (stream.n_tokens(), tokens.len());
+            return Err(Error::bad_data(format!("a stream of {rows} rows for {n} tokens")));
+        }
+        let (isa, around) = (layer.isa, &layer.around_mlp);
+        let of_block = |(rows, tokens): (&[f32], &[u32])| {
+            let mut notes = vec![0.0; tokens.len() * around.n_notes()]; // [n, n_notes]
+            let mut x = vec![0.0; tokens.len() * layer.hidden]; // [n, hidden]
+            around.notes(isa, rows, &mut notes);
+            around.inputs(isa, rows, &notes, &mut x);
             let (mut experts, mut weights) = (Vec::new(), Vec::new());
-            moe.router.route(isa, &x, &mut experts, &mut weights);
-            (factors, experts, weights)
+            moe.router.route(isa, &x, tokens, &mut experts, &mut weights);
+            (notes, experts, weights)
         };
-        let blocks: Vec<_> = stream.hidden.par_chunks(ROWS * stream.width).map(of_block).collect();
-        let (mut factors, mut experts, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        for (f, e, w) in blocks {
-            factors.extend(f);
+        let blocks = stream.hidden.par_chunks(ROWS * stream.width).zip(tokens.par_chunks(ROWS));
+        let blocks: Vec<_> = blocks.map(of_block).collect();
+        let (mut notes, mut experts, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (n, e, w) in blocks {
+            notes.extend(n);
             experts.extend(e);
             weights.extend(w);
         }
         let routing = Routing::new(moe.spec.n_experts, moe.spec.n_experts_used, experts, weights);
-        Ok(MoePass { layer, moe, stream, factors, routing })
+        Ok(MoePass { layer, moe, stream, notes, routing })
     }
 
     /// The router's choice.
@@ -100,7 +104,7 @@ impl<'a> MoePass<'a> {
             let what = format!("expert {expert}, but the layer has {}", self.routing.n_experts());
             return Err(Error::bad_data(what));
         }
-        let (tokens, width) = (self.routing.tokens_of(expert), self.stream.width);
+        let (tokens, width) = (self.routing.tokens_of(expert), self.layer.hidden);
         let mut rows = vec![0.0; tokens.len() * width]; // [n, hidden]
         let blocks = (tokens.par_chunks(ROWS), rows.par_chunks_mut(ROWS * width));
         match observer {
@@ -111,7 +115,7 @@ impl<'a> MoePass<'a> {
                 let mut buffers = Buffers::default();
                 for (tokens, out) in tokens.chunks(ROWS).zip(rows.chunks_mut(ROWS * width)) {
                     let (x, a) = self.block(mlp, tokens, out, &mut buffers);
-                    let weights: Vec<f32> = tokens.iter().map(|t| t.weight).collect();
+                    let weights: Vec<f32> = tokens.iter().map(|t| self.factor(t)).collect();
                     observer.block(x, a, &weights);
                 }
             }
@@ -128,21 +132,26 @@ impl<'a> MoePass<'a> {
         buffers: &'b mut Buffers,
     ) -> (&'b [f32], &'b [f32]) {
         let x = sized(&mut buffers.x, out.len()); // [n, hidden]
-        for (t, x) in tokens.iter().zip(x.chunks_exact_mut(self.stream.width)) {
-            self.normed(t.token as usize, x);
+        for (t, x) in tokens.iter().zip(x.chunks_exact_mut(self.layer.hidden)) {
+            self.input(t.token as usize, x);
+            if self.moe.spec.weighs_input {
+                x.iter_mut().for_each(|v| *v *= t.weight);
+            }
         }
         let a = mlp.apply(self.layer.isa, x, out, &mut buffers.mlp);
         (x, a)
     }
 
-    /// What goes into gate and up of whatever expert gets these tokens, `[tokens.len(), hidden]`.
+    /// What goes into gate and up of whatever expert gets these tokens, `[tokens.len(), hidden]`; where the router's weight
+    /// is applied to the input, without it.
     ///
     /// # Panics
     /// A token beyond the stream's.
     pub fn inputs(&self, tokens: &[u32]) -> Vec<f32> {
-        let mut x = vec![0.0; tokens.len() * self.stream.width];
-        for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(self.stream.width)) {
-            self.normed(token as usize, x);
+        let width = self.layer.hidden;
+        let mut x = vec![0.0; tokens.len() * width];
+        for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(width)) {
+            self.input(token as usize, x);
         }
         x
     }
@@ -152,52 +161,68 @@ impl<'a> MoePass<'a> {
         self.stream.n_tokens()
     }
 
-    /// The norm of a token's row.
-    fn normed(&self, token: usize, out: &mut [f32]) {
-        self.layer.mlp_norm.with_factor(self.layer.isa, self.stream.row(token), self.factors[token], out);
+    /// What a token gives to the MLP.
+    fn input(&self, token: usize, out: &mut [f32]) {
+        let around = &self.layer.around_mlp;
+        let notes = &self.notes[token * around.n_notes()..][..around.n_notes()];
+        around.input(self.layer.isa, self.stream.row(token), notes, out);
     }
 
-    /// Adds the shared experts: what the whole MLP adds to the stream, `[tokens, hidden]`.
+    /// What an expert's output for a token is multiplied by.
+    fn factor(&self, assigned: &Assigned) -> f32 {
+        if self.moe.spec.weighs_input { 1.0 } else { assigned.weight }
+    }
+
+    /// Adds the shared experts: what the whole MLP does to the stream.
     ///
     /// # Errors
     /// Experts were not added in ascending order, or one that has tokens was not added.
-    pub fn finish(&self, sum: RoutedSum<'_>) -> Result<Vec<f32>> {
+    pub fn finish(&self, sum: RoutedSum<'_>) -> Result<Delta> {
         let (rows, due) = (sum.rows?, self.routing.experts.len());
         if rows != due {
             return Err(Error::bad_data(format!("{rows} rows of experts were added, but {due} are routed")));
         }
         let mut sum = sum.sum;
-        let Some(shared) = &self.moe.shared else { return Ok(sum) };
-        let (isa, width) = (self.layer.isa, self.stream.width);
-        sum.par_chunks_mut(ROWS * width).enumerate().for_each_init(
+        if let Some(shared) = &self.moe.shared {
+            self.add_shared(shared, &mut sum);
+            if self.moe.spec.shared.is_some_and(|s| s.sum == SharedSum::Mean) {
+                sum.par_chunks_mut(ROWS * self.layer.hidden).flatten().for_each(|v| *v *= 0.5);
+            }
+        }
+        Ok(self.layer.around_mlp.delta(self.layer.isa, sum, &self.notes))
+    }
+
+    /// Adds the shared experts' outputs to `[tokens, hidden]`.
+    fn add_shared(&self, shared: &SharedWeights, sum: &mut [f32]) {
+        let (isa, hidden) = (self.layer.isa, self.layer.hidden);
+        sum.par_chunks_mut(ROWS * hidden).enumerate().for_each_init(
             Buffers::default,
             |buffers, (block, sum)| {
                 let x = sized(&mut buffers.x, sum.len()); // [n, hidden]
-                for (i, x) in x.chunks_exact_mut(width).enumerate() {
-                    self.normed(block * ROWS + i, x);
+                for (i, x) in x.chunks_exact_mut(hidden).enumerate() {
+                    self.input(block * ROWS + i, x);
                 }
                 let out = sized(&mut buffers.out, sum.len()); // [n, hidden]
                 shared.mlp.apply(isa, x, out, &mut buffers.mlp);
                 match &shared.gate {
                     None => math::add(isa, sum, out),
                     Some(gate) => {
-                        let mut gates = vec![0.0; x.len() / width]; // [n]
+                        let mut gates = vec![0.0; x.len() / hidden]; // [n]
                         gate.apply(isa, x, &mut gates);
                         math::sigmoid_all(isa, &mut gates);
-                        let rows = sum.chunks_exact_mut(width).zip(out.chunks_exact(width));
+                        let rows = sum.chunks_exact_mut(hidden).zip(out.chunks_exact(hidden));
                         rows.zip(&gates).for_each(|((sum, out), &g)| math::add_scaled(isa, sum, g, out));
                     }
                 }
             },
         );
-        Ok(sum)
     }
 }
 
 impl<'p> RoutedSum<'p> {
     /// Nothing added yet.
     pub fn new(pass: &'p MoePass<'_>) -> RoutedSum<'p> {
-        let mut sum = vec![0.0; pass.stream.hidden.len()];
+        let mut sum = vec![0.0; pass.stream.n_tokens() * pass.layer.hidden];
         // Touched in order and by all threads: pages that come row by row come twice, first to be read.
         sum.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
         RoutedSum { pass, sum, next: 0, rows: Ok(0) }
@@ -206,7 +231,7 @@ impl<'p> RoutedSum<'p> {
     /// Adds an expert's rows times the router's weights. Experts come in ascending order: then a token's sum is the
     /// same chain whatever thread computed what.
     pub fn add(&mut self, output: &ExpertOutput) {
-        let width = self.pass.stream.width;
+        let width = self.pass.layer.hidden;
         let tokens = self.pass.routing.tokens_of(output.expert);
         if output.expert < self.next && self.rows.is_ok() {
             let what = format!("expert {} was added after expert {}", output.expert, self.next - 1);
@@ -218,7 +243,7 @@ impl<'p> RoutedSum<'p> {
         }
         for (t, row) in tokens.iter().zip(output.rows.chunks_exact(width)) {
             let sum = &mut self.sum[t.token as usize * width..][..width];
-            math::add_scaled(self.pass.layer.isa, sum, t.weight, row);
+            math::add_scaled(self.pass.layer.isa, sum, self.pass.factor(t), row);
         }
     }
 }

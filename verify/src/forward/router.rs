@@ -1,11 +1,11 @@
 //! The router: which experts a token uses, and with what weights.
 
-use moepack_convert::spec::{GroupScore, Groups, Moe, Role, RouteWeights, Router as Spec, Score};
-use moepack_format::Result;
+use moepack_convert::spec::{Choice, GroupScore, Groups, Moe, Role, RouteWeights, Router as Spec, Score};
+use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 
+use super::Weights;
 use super::linear::Linear;
-use super::{Weights, tensor};
 
 /// The weights of a layer's router.
 pub(super) struct Router {
@@ -16,6 +16,8 @@ pub(super) struct Router {
     linear: Linear,
     /// `[n_experts]`, added to the scores for choosing only
     correction: Option<Vec<f32>>,
+    /// `[vocab, n_used]`, the experts of each token id
+    table: Option<Vec<u32>>,
 }
 
 impl Router {
@@ -23,31 +25,75 @@ impl Router {
         let (l, hidden, n_experts, spec) = (Some(layer), weights.spec().hidden, moe.n_experts, moe.router);
         let roles = (Role::Router, spec.bias.then_some(Role::RouterBias));
         let correction =
-            spec.correction.then(|| tensor(weights, l, Role::RouterCorrection, &[n_experts])).transpose()?;
+            spec.correction.then(|| vector(weights, layer, Role::RouterCorrection, n_experts)).transpose()?;
         let linear = Linear::load(weights, l, roles, n_experts, hidden)?;
-        Ok(Router { spec, n_experts, n_used: moe.n_experts_used, linear, correction })
+        let by_token = spec.choice == Choice::ByToken;
+        let table = by_token.then(|| table(weights, layer, moe)).transpose()?;
+        Ok(Router { spec, n_experts, n_used: moe.n_experts_used, linear, correction, table })
     }
 
-    /// Chooses for each row of `x`, `[t, hidden]`: appends `n_used` experts and their weights, best first.
-    pub(super) fn route(&self, isa: Isa, x: &[f32], experts: &mut Vec<u32>, weights: &mut Vec<f32>) {
+    /// Chooses for each row of `x`, `[t, hidden]`, whose ids are `tokens`: appends `n_used` experts and their weights,
+    /// best first.
+    pub(super) fn route(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        tokens: &[u32],
+        experts: &mut Vec<u32>,
+        weights: &mut Vec<f32>,
+    ) {
         let t = x.len() / self.linear.k();
         let mut logits = vec![0.0; t * self.n_experts]; // [t, n_experts]
         self.linear.apply(isa, x, &mut logits);
-        for scores in logits.chunks_exact_mut(self.n_experts) {
-            self.choose(isa, scores, experts, weights);
+        for (scores, &token) in logits.chunks_exact_mut(self.n_experts).zip(tokens) {
+            self.choose(isa, scores, token, experts, weights);
         }
     }
 
     /// One token: `logits` is `[n_experts]`.
-    fn choose(&self, isa: Isa, logits: &mut [f32], experts: &mut Vec<u32>, weights: &mut Vec<f32>) {
+    fn choose(
+        &self,
+        isa: Isa,
+        logits: &mut [f32],
+        token: u32,
+        experts: &mut Vec<u32>,
+        weights: &mut Vec<f32>,
+    ) {
         // 1. Scores.
         match self.spec.score {
             Score::Softmax => math::softmax(isa, logits, None),
             Score::Sigmoid => math::sigmoid_all(isa, logits),
+            Score::SqrtSoftplus => logits.iter_mut().for_each(|v| *v = softplus(*v).sqrt()),
             Score::Identity => {}
         }
         let scores = &*logits;
-        // 2. What they compete with: corrected, and only in the best groups.
+        let (from, from_weights) = (experts.len(), weights.len());
+        match (self.spec.choice, &self.table) {
+            (Choice::SparseMixer(near), _) => {
+                return sparse_mixer(isa, scores, self.n_used, near, experts, weights);
+            }
+            (Choice::ByToken, Some(table)) => {
+                experts.extend_from_slice(&table[token as usize * self.n_used..][..self.n_used]);
+            }
+            _ => experts.extend(self.best_of(isa, scores).into_iter().map(|e| e as u32)),
+        }
+        // 3. Weights come from the uncorrected scores.
+        weights.extend(experts[from..].iter().map(|&e| scores[e as usize]));
+        let weights = &mut weights[from_weights..];
+        match self.spec.weights {
+            RouteWeights::Scores => {}
+            RouteWeights::SoftmaxOverChosen => math::softmax(isa, weights, None),
+            RouteWeights::Sigmoid => math::sigmoid_all(isa, weights),
+        }
+        if let Some(eps) = self.spec.renorm {
+            let sum = weights.iter().sum::<f32>() + eps;
+            weights.iter_mut().for_each(|w| *w /= sum);
+        }
+        weights.iter_mut().for_each(|w| *w *= self.spec.scale);
+    }
+
+    /// 2. Those with the best corrected scores, in the best groups.
+    fn best_of(&self, isa: Isa, scores: &[f32]) -> Vec<usize> {
         let mut keys = scores.to_vec(); // [n_experts]
         if let Some(correction) = &self.correction {
             math::add(isa, &mut keys, correction);
@@ -55,22 +101,68 @@ impl Router {
         if let Some(groups) = self.spec.groups {
             leave_best_groups(groups, &mut keys);
         }
-        // 3. The best; their weights come from the uncorrected scores.
-        let from = weights.len();
-        for e in best(&keys, self.n_used) {
-            experts.push(e as u32);
-            weights.push(scores[e]);
+        best(&keys, self.n_used)
+    }
+}
+
+/// A vector of `n` values; ERNIE stores it as a matrix of one row.
+fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
+    let tensor = weights.trunk(Some(layer), role)?;
+    if tensor.data.len() == n {
+        return Ok(tensor.data);
+    }
+    let what = format!("{} values for {role:?} of layer {layer}, but the model takes {n}", tensor.data.len());
+    Err(Error::bad_data(what))
+}
+
+/// The experts of each token id, `[vocab, n_used]`.
+fn table(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Vec<u32>> {
+    let table = weights.trunk_table(Some(layer), Role::RouterTable)?;
+    let (n, expected) = (table.len(), weights.spec().vocab * moe.n_experts_used);
+    if n != expected {
+        let what = format!("{n} numbers in the experts of token ids in layer {layer}, expected {expected}");
+        return Err(Error::bad_data(what));
+    }
+    match table.iter().position(|&e| e as usize >= moe.n_experts) {
+        None => Ok(table),
+        Some(at) => {
+            let (token, e) = (at / moe.n_experts_used, table.get(at).copied().unwrap_or(0));
+            let what = format!(
+                "token id {token} is routed to expert {e} in layer {layer}, which has {}",
+                moe.n_experts
+            );
+            Err(Error::bad_data(what).hint("the table belongs to another model, or the file is damaged"))
         }
-        let weights = &mut weights[from..];
-        // 4. Weights.
-        if self.spec.weights == RouteWeights::SoftmaxOverChosen {
-            math::softmax(isa, weights, None);
-        }
-        if let Some(eps) = self.spec.renorm {
-            let sum = weights.iter().sum::<f32>() + eps;
-            weights.iter_mut().for_each(|w| *w /= sum);
-        }
-        weights.iter_mut().for_each(|w| *w *= self.spec.scale);
+    }
+}
+
+/// ln(1 + e^x) as transformers has it: x itself above 20, where f32 knows no difference.
+pub(super) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { libm::log1p(libm::exp(f64::from(x))) as f32 }
+}
+
+/// Liu et al. 2023 at inference: the best expert, weighed by a softmax over the scores near its own; then the best of the
+/// others in the same way.
+fn sparse_mixer(
+    isa: Isa,
+    scores: &[f32],
+    n_used: usize,
+    near: f32,
+    experts: &mut Vec<u32>,
+    weights: &mut Vec<f32>,
+) {
+    let mut left = scores.to_vec(); // [n_experts], those taken at −∞
+    for _ in 0..n_used {
+        let Some(&e) = best(&left, 1).first() else { return };
+        let max = left[e];
+        // Distances are those of all scores, also of the experts taken.
+        let is_near = |s: f32| (max - s) / s.abs().max(max) <= near;
+        let mut gates: Vec<f32> =
+            left.iter().zip(scores).map(|(&l, &s)| if is_near(s) { l } else { f32::NEG_INFINITY }).collect();
+        math::softmax(isa, &mut gates, None);
+        experts.push(e as u32);
+        weights.push(gates[e]);
+        left[e] = f32::NEG_INFINITY;
     }
 }
 
@@ -178,13 +270,15 @@ mod tests {
     }
 
     fn router(spec: Spec, n_experts: usize, n_used: usize, correction: Option<Vec<f32>>) -> Router {
-        Router { spec, n_experts, n_used, linear: Linear::new(&[], None, n_experts, 0), correction }
+        let linear = Linear::new(&[], None, n_experts, 0);
+        Router { spec, n_experts, n_used, linear, correction, table: None }
     }
 
     const PLAIN: Spec = Spec {
         bias: false,
         score: Score::Identity,
         correction: false,
+        choice: Choice::Best,
         groups: None,
         weights: RouteWeights::Scores,
         renorm: None,
@@ -193,7 +287,7 @@ mod tests {
 
     fn choice(router: &Router, logits: &[f32]) -> (Vec<u32>, Vec<f32>) {
         let (mut experts, mut weights) = (Vec::new(), Vec::new());
-        router.choose(Isa::get(), &mut logits.to_vec(), &mut experts, &mut weights);
+        router.choose(Isa::get(), &mut logits.to_vec(), 0, &mut experts, &mut weights);
         (experts, weights)
     }
 
@@ -224,6 +318,32 @@ mod tests {
         assert!((weights[0] - 0.422_319).abs() < 1e-6, "{weights:?}");
         let after = router(Spec { weights: RouteWeights::SoftmaxOverChosen, ..PLAIN }, 3, 2, None);
         assert_eq!(choice(&after, &[1.0, 1.0, 0.0]).1, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn a_table_chooses_by_token_and_scores_weigh() {
+        let spec = Spec { choice: Choice::ByToken, renorm: Some(0.0), ..PLAIN };
+        let mut router = router(spec, 3, 2, None);
+        router.table = Some(vec![0, 1, 2, 0]);
+        let (mut experts, mut weights) = (Vec::new(), Vec::new());
+        router.choose(Isa::get(), &mut [1.0, 5.0, 3.0], 1, &mut experts, &mut weights);
+        assert_eq!((experts, weights), (vec![2, 0], vec![0.75, 0.25]));
+    }
+
+    #[test]
+    fn softplus_is_ln_of_one_plus_exp() {
+        assert_eq!(softplus(0.0), std::f32::consts::LN_2);
+        assert_eq!(softplus(25.0), 25.0);
+        assert!((softplus(-20.0) - 2.061_153_6e-9).abs() < 1e-16);
+    }
+
+    #[test]
+    fn the_sparse_mixer_weighs_each_choice_among_those_near_it() {
+        let router = router(Spec { choice: Choice::SparseMixer(0.02), ..PLAIN }, 4, 2, None);
+        // 10 and 9.9 are near each other: e^10 / (e^10 + e^9.9). 9.9 alone is left near itself.
+        let (experts, weights) = choice(&router, &[9.9, 3.0, 10.0, -10.0]);
+        assert_eq!(experts, [2, 0]);
+        assert!((weights[0] - 0.524_979_2).abs() < 1e-6 && weights[1] == 1.0, "{weights:?}");
     }
 
     #[test]

@@ -4,21 +4,21 @@ use moepack_format::{Error, Result};
 
 use super::Tcq;
 use super::column::{self, Buffers, LaneBuffers, Price};
-use super::layout::{HEADER_BYTES, SIDE_MAX, STEP_OCTAVE, Stored, best_table, segments, step};
-use super::rans::LANES_MAX;
+use super::ending::Known;
+use super::histogram::{Histogram, table_at};
+use super::layout::{
+    HEADER_BYTES, ROWS_OF_STEPS, SIDE_MAX, STEP_OCTAVE, Stored, lanes, list_bits, segments, step, step_unit,
+};
 use super::rate::{self, Control};
+use super::rows::{RowClasses, log2_or};
 use super::stream;
-use super::tables::{self, PER_OCTAVE, TABLE_OF_ONE, TABLES, Table};
+use super::tables::{PER_OCTAVE, TABLE_OF_ONE, TABLES};
 use super::trellis::LANES;
 use crate::codec::{ColumnCoder, Matrix, Planes};
 use crate::isa::Isa;
 use crate::math;
 use crate::numbers;
 
-/// Rows below which steps and tables of single columns would take more than they give.
-const ROWS_OF_STEPS: usize = 32;
-/// Weights a lane of the entropy coder has at least, so that its state costs next to nothing.
-const WEIGHTS_A_LANE: usize = 8192;
 /// What rounding and the ends of lanes may take beyond the estimate.
 const SLACK_BITS: f64 = 40.0;
 /// The same, for each bit that a matrix may take.
@@ -31,18 +31,8 @@ const LANE_BITS: f64 = 24.0;
 const STEP_LOG2_MIN: f64 = -112.0;
 /// Two and a half standard deviations of that.
 const LANE_SLACK_BITS: f64 = 12.0;
-/// Columns at the end of a small matrix whose bytes are measured, not reckoned.
-const MEASURED_COLUMNS: usize = 6;
-/// Weights of a small matrix.
-const MEASURED_WEIGHTS: usize = 1 << 19;
-/// Bits that are left to spare while columns are left.
-const SPARE_BITS: f64 = 8.0;
-/// Units by which the steps of the last columns may lie beyond those of the others.
-const STEPS_BEYOND: i32 = 2;
 /// Columns from which the range of side information is known.
 const COLUMNS_KNOWN: usize = 16;
-/// How often the last column may be coded again.
-const RETRIES: usize = 24;
 /// Columns that are tried before the first, to learn how the rate behaves.
 const TRIALS: usize = 4;
 /// Columns at the end that are coded one by one, so that the bytes are met.
@@ -52,20 +42,20 @@ const LAST_COLUMNS: usize = 40;
 pub struct Coder<'a> {
     isa: Isa,
     codec: Tcq,
-    w: Matrix<'a>,
+    pub(super) w: Matrix<'a>,
     /// Bytes it may take.
-    limit: u64,
-    control: Control,
+    pub(super) limit: u64,
+    pub(super) control: Control,
     /// Place of each column in the order of coding. `[cols]`
     place: Vec<usize>,
     /// `½ log2 c` of each column. `[cols]`
     half_log_cost: Vec<f64>,
-    rows: RowClasses,
-    stored: Stored,
+    pub(super) rows: RowClasses,
+    pub(super) stored: Stored,
     /// `[cols][rows]`
-    levels: Vec<i16>,
+    pub(super) levels: Vec<i16>,
     coded: Vec<bool>,
-    n_coded: usize,
+    pub(super) n_coded: usize,
     /// What steps and classes are reckoned to take.
     side_bits: f64,
     /// Bits kept back for what cannot be foreseen.
@@ -74,16 +64,6 @@ pub struct Coder<'a> {
     known: Option<Known>,
     buffers: Buffers,
     scaled: Vec<f32>,
-}
-
-/// Rows of similar size share a class.
-struct RowClasses {
-    /// Classes that occur, in tables.
-    distinct: Vec<i32>,
-    /// Which of them each row has. `[rows]`
-    of_row: Vec<u8>,
-    /// What each row is multiplied by to be of class 0. `[rows]`
-    inverse: Vec<f32>,
 }
 
 impl<'a> Coder<'a> {
@@ -226,7 +206,7 @@ impl<'a> Coder<'a> {
         self.rows.distinct.iter().map(price).collect()
     }
 
-    fn search(&mut self, x: &[f32], choice: Choice, levels: &mut [i16]) {
+    pub(super) fn search(&mut self, x: &[f32], choice: Choice, levels: &mut [i16]) {
         let prices = self.prices(choice);
         for rows in segments(self.w.rows) {
             let (x, of_row) = (&x[rows.clone()], &self.rows.of_row[rows.clone()]);
@@ -243,7 +223,7 @@ impl<'a> Coder<'a> {
     }
 
     /// The class near `table` that codes the levels in the fewest bits, and how many.
-    fn fit(&self, levels: &[i16], table: i32) -> (i32, f64) {
+    pub(super) fn fit(&self, levels: &[i16], table: i32) -> (i32, f64) {
         let histogram = Histogram::of(levels, &self.rows);
         let unit = i32::from(self.stored.class_unit);
         // Classes are multiples of the unit from the base, which is even.
@@ -280,81 +260,16 @@ impl<'a> Coder<'a> {
         let mut levels = std::mem::take(&mut self.levels);
         let own = &mut levels[column * self.w.rows..][..self.w.rows];
         self.search(x, choice, own);
-        self.note(column, choice, u, own);
+        let bits = self.note(column, choice, u, own);
         self.levels = levels;
         self.adjust();
         if self.is_measured() {
-            self.measure(column, x, choice);
+            self.measure(column, x, choice, bits);
         }
     }
 
-    /// Whether this column is one of the last of a small matrix.
-    fn is_measured(&self) -> bool {
-        self.w.cols - self.n_coded < MEASURED_COLUMNS && self.w.data.len() <= MEASURED_WEIGHTS
-    }
-
-    /// Encodes what there is, so that the columns that are left know to the byte what they may take; the last one gets coarser or
-    /// finer until it fits.
-    fn measure(&mut self, column: usize, x: &[f32], mut choice: Choice) {
-        let limit = self.limit as f64 * 8.0;
-        let left = (self.w.cols - self.n_coded) as f64;
-        let zeros = self.zero_bits();
-        let mut bits = self.bits_so_far(zeros);
-        for _ in 0..RETRIES {
-            if bits + left * zeros <= limit {
-                break;
-            }
-            // The step stays, since another would be one more value to tell; bits weigh more.
-            choice.octaves -= 0.125;
-            self.recode(column, x, choice);
-            bits = self.bits_so_far(zeros);
-        }
-        if left > 0.0 {
-            self.control.budget = self.control.spent + limit - bits - SPARE_BITS;
-            return self.control.solve();
-        }
-        self.fill(column, x, choice, limit, zeros);
-    }
-
-    /// Lets bits weigh less in the last column, as long as they fit.
-    fn fill(&mut self, column: usize, x: &[f32], mut choice: Choice, limit: f64, zeros: f64) {
-        for _ in 0..RETRIES {
-            choice.octaves += 0.125;
-            let before = self.recode(column, x, choice);
-            if self.bits_so_far(zeros) > limit {
-                self.levels[column * self.w.rows..][..self.w.rows].copy_from_slice(&before.0);
-                self.stored.classes[column] = before.1;
-                return;
-            }
-        }
-    }
-
-    /// Codes a column again; gives what it was before.
-    fn recode(&mut self, column: usize, x: &[f32], choice: Choice) -> (Vec<i16>, i8) {
-        let mut levels = std::mem::take(&mut self.levels);
-        let own = &mut levels[column * self.w.rows..][..self.w.rows];
-        let before = (own.to_vec(), self.stored.classes[column]);
-        self.search(x, choice, own);
-        self.stored.classes[column] = self.fit(own, choice.table).0 as i8;
-        self.levels = levels;
-        before
-    }
-
-    /// Bits of a column of zeros of the commonest class.
-    fn zero_bits(&self) -> f64 {
-        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows);
-        zeros.bits(self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
-    }
-
-    /// Bits of the matrix if the columns that are left took none instead of `zeros`.
-    fn bits_so_far(&self, zeros: f64) -> f64 {
-        let left = (self.w.cols - self.n_coded) as f64;
-        let bytes = self.assemble().map_or(usize::MAX, |bytes| bytes.len());
-        bytes as f64 * 8.0 - left * zeros
-    }
-
-    /// Notes what a column became.
-    fn note(&mut self, column: usize, choice: Choice, u: f64, levels: &mut [i16]) {
+    /// Notes what a column became; gives its bits.
+    fn note(&mut self, column: usize, choice: Choice, u: f64, levels: &mut [i16]) -> f64 {
         let (class, mut bits) = self.fit(levels, choice.table);
         // Zeros cost next to nothing, and so do the columns that are left if they must be zeros too.
         let left = (self.w.cols - self.n_coded) as f64 * self.w.rows as f64 * ZERO_BITS;
@@ -372,6 +287,7 @@ impl<'a> Coder<'a> {
         {
             self.known = Some(Known::of(&self.stored, &self.coded));
         }
+        bits
     }
 
     /// Chooses the level anew, now and then, and after each of the last columns.
@@ -400,13 +316,13 @@ impl<'a> Coder<'a> {
     }
 
     /// Classes, as tables, of the columns so far.
-    fn coded_classes(&self) -> Vec<i8> {
+    pub(super) fn coded_classes(&self) -> Vec<i8> {
         let classes = self.stored.classes.iter().zip(&self.coded).filter(|(_, c)| **c);
         classes.map(|(v, _)| *v).collect()
     }
 
     /// Classes that are tables as base and values.
-    fn in_units(&self, tables: &[i8]) -> (u8, Vec<i8>) {
+    pub(super) fn in_units(&self, tables: &[i8]) -> (u8, Vec<i8>) {
         let unit = i32::from(self.stored.class_unit);
         let mut sorted = tables.to_vec();
         sorted.sort_unstable();
@@ -416,7 +332,7 @@ impl<'a> Coder<'a> {
     }
 
     /// The bytes; columns that were not coded yet are zeros of the commonest class.
-    fn assemble(&self) -> Result<Vec<u8>> {
+    pub(super) fn assemble(&self) -> Result<Vec<u8>> {
         let base = self.in_units(&self.coded_classes()).0;
         let known = self.stored.classes.iter().zip(&self.coded);
         let classes: Vec<i8> = known.map(|(&class, &coded)| if coded { class } else { base as i8 }).collect();
@@ -540,164 +456,15 @@ fn check_column(isa: Isa, w: Matrix<'_>, column: usize, wanted: &[f32], decoded:
     }
 }
 
-/// Values of side information that the last columns may have: those that others have, so as not to make the values of all
-/// columns dearer when the bytes are nearly filled.
-struct Known {
-    steps: (i32, i32),
-    /// As tables.
-    classes: (i32, i32),
-}
-
-impl Known {
-    fn of(stored: &Stored, coded: &[bool]) -> Known {
-        let range = |list: &[i8]| {
-            let values = list.iter().zip(coded).filter(|(_, c)| **c).map(|(v, _)| i32::from(*v));
-            values.fold((i32::MAX, i32::MIN), |(a, b), v| (a.min(v), b.max(v)))
-        };
-        let (least, most) = range(&stored.steps);
-        Known { steps: (least - STEPS_BEYOND, most + STEPS_BEYOND), classes: range(&stored.classes) }
-    }
-}
-
 /// How a column is coded.
 #[derive(Clone, Copy, Debug)]
-struct Choice {
+pub(super) struct Choice {
     /// Step in units from the scale.
     value: i8,
     step: f32,
-    /// log2 of deviation over step.
-    octaves: f64,
-    table: i32,
-}
-
-/// How often each level occurs in each row class.
-struct Histogram {
-    /// `[row classes][levels]`, levels from `first` on.
-    counts: Vec<u32>,
-    first: i32,
-    n_levels: usize,
-}
-
-impl Histogram {
-    /// Levels beyond it have no symbol in any table.
-    const LEVEL_MAX: i16 = 300;
-
-    fn of(levels: &[i16], rows: &RowClasses) -> Histogram {
-        let limit = Histogram::LEVEL_MAX;
-        let range = levels.iter().fold((0, 0), |(a, b), &l| (l.min(a), l.max(b)));
-        let (first, last) = (range.0.max(-limit), range.1.min(limit));
-        let n_levels = (last - first) as usize + 1;
-        let mut counts = vec![0; n_levels * rows.distinct.len()];
-        for (&l, &class) in levels.iter().zip(&rows.of_row) {
-            counts[usize::from(class) * n_levels + (l.clamp(first, last) - first) as usize] += 1;
-        }
-        Histogram { counts, first: first.into(), n_levels }
-    }
-
-    /// Bits of all by a column class.
-    fn bits(&self, class: i32, row_classes: &[i32]) -> f64 {
-        let mut sum = 0.0;
-        for (counts, row_class) in self.counts.chunks_exact(self.n_levels).zip(row_classes) {
-            let table = table_at(class + row_class);
-            for (level, &n) in (self.first..).zip(counts).filter(|(_, n)| **n > 0) {
-                let symbol = tables::symbol(level).unwrap_or(tables::ESCAPES[0]);
-                let bits = table.parity[(level & 1) as usize].bits[symbol];
-                sum += f64::from(n) * f64::from(bits);
-            }
-        }
-        sum
-    }
-}
-
-impl RowClasses {
-    /// Classes in multiples of `unit` where they save more than they take.
-    fn of(isa: Isa, columns: &[f32], w: Matrix<'_>, unit: i32) -> RowClasses {
-        let plain = RowClasses { distinct: vec![0], of_row: vec![0; w.rows], inverse: vec![1.0; w.rows] };
-        // Mean square of each row, every column counted alike.
-        let mut sums = vec![0.0f32; w.rows];
-        for x in columns.chunks_exact(w.rows) {
-            let variance = math::sum_squares(isa, x) / w.rows as f32;
-            if variance.is_normal() {
-                let inverse = 1.0 / variance;
-                sums.iter_mut().zip(x).for_each(|(s, v)| *s += v * v * inverse);
-            }
-        }
-        let octaves: Vec<f64> = sums.iter().map(|&s| 0.5 * log2_or(f64::from(s), 0.0)).collect();
-        let mean = octaves.iter().sum::<f64>() / w.rows as f64;
-        let value = |o: &f64| ((o - mean) * PER_OCTAVE / f64::from(unit)).round().clamp(-15.0, 15.0) as i32;
-        let values: Vec<i32> = octaves.iter().map(value).collect();
-        let list: Vec<i8> = values.iter().map(|&v| v as i8).collect();
-        // What knowing the size of a row saves: the mean of squares against their geometric mean.
-        let power = |v: &i32| libm::exp2(2.0 * f64::from(v * unit) / PER_OCTAVE);
-        let arithmetic = values.iter().map(power).sum::<f64>() / w.rows as f64;
-        let geometric = values.iter().map(|&v| f64::from(v * unit) / PER_OCTAVE).sum::<f64>() / w.rows as f64;
-        let saved = (0.5 * log2_or(arithmetic, 0.0) - geometric) * w.data.len() as f64;
-        if saved <= list_bits(&list, w.rows) - list_bits(&vec![0; w.rows], w.rows) {
-            return plain;
-        }
-        let mut distinct: Vec<i32> = values.iter().map(|v| v * unit).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let index = |v: &i32| distinct.binary_search(&(v * unit)).unwrap_or(0) as u8;
-        let inverse = |v: &i32| libm::exp2(-f64::from(v * unit) / PER_OCTAVE) as f32;
-        RowClasses {
-            of_row: values.iter().map(index).collect(),
-            inverse: values.iter().map(inverse).collect(),
-            distinct,
-        }
-    }
-
-    /// `½ log2` of a column's mean square, rows brought to class 0, and its largest magnitude.
-    fn half_log_variance(&self, isa: Isa, x: &[f32], scaled: &mut Vec<f32>) -> (f64, f32) {
-        let largest = numbers::max_magnitude(isa, x).unwrap_or(f32::MAX);
-        if largest == 0.0 {
-            return (f64::NEG_INFINITY, largest);
-        }
-        scaled.resize(x.len(), 0.0);
-        // Squares of the very large and the very small would not be normal numbers.
-        let power = if (1e-12..1e12).contains(&largest) { 1.0 } else { 1.0 / largest };
-        scaled.iter_mut().zip(x.iter().zip(&self.inverse)).for_each(|(s, (v, i))| *s = v * power * i);
-        let mean = f64::from(math::sum_squares(isa, scaled)) / x.len() as f64;
-        (0.5 * log2_or(mean, -200.0) - log2_or(f64::from(power), 0.0), largest)
-    }
-}
-
-/// A column after the other.
-pub fn transposed(w: Matrix<'_>) -> Vec<f32> {
-    /// Rows and columns of a tile.
-    const TILE: usize = 16;
-    let mut out = vec![0.0; w.data.len()];
-    for (r, rows) in (0..w.rows).step_by(TILE).zip(w.data.chunks(TILE * w.cols)) {
-        for c in (0..w.cols).step_by(TILE) {
-            let mut tile = [[0.0; TILE]; TILE];
-            let n = TILE.min(w.cols - c);
-            for (tile, row) in tile.iter_mut().zip(rows.chunks_exact(w.cols)) {
-                tile[..n].copy_from_slice(&row[c..c + n]);
-            }
-            for i in 0..n {
-                let column = &mut out[(c + i) * w.rows + r..][..TILE.min(w.rows - r)];
-                column.iter_mut().zip(&tile).for_each(|(to, row)| *to = row[i]);
-            }
-        }
-    }
-    out
-}
-
-/// Bytes in which any matrix of this shape can be coded, if only as zeros.
-pub fn least_bytes(rows: usize, cols: usize) -> u64 {
-    let (weights, n_segments) = (rows * cols, segments(rows).len());
-    let fixed = HEADER_BYTES + 4 + n_segments * (4 + 4 * lanes(weights));
-    // Zeros take 1/400 bit, values of side information at most a byte or so; a few rows are not worth the trouble.
-    let numbers = if rows < ROWS_OF_STEPS { weights } else { weights / 512 };
-    (fixed + 2 * cols + rows + numbers + 8) as u64
-}
-
-fn table_at(q: i32) -> &'static Table {
-    &tables::tables()[q.clamp(0, TABLES as i32 - 1) as usize]
-}
-
-fn log2_or(x: f64, otherwise: f64) -> f64 {
-    if x > 0.0 && x.is_finite() { math::log(x) / std::f64::consts::LN_2 } else { otherwise }
+    /// log2 of deviation over step, by which bits are priced.
+    pub(super) octaves: f64,
+    pub(super) table: i32,
 }
 
 /// `½ log2` of each cost; what is next to nothing counts as little.
@@ -708,32 +475,4 @@ fn half_log2(cost: &[f32]) -> Vec<f64> {
     }
     let floor = f64::from(largest) * 1e-9;
     cost.iter().map(|&c| 0.5 * log2_or(f64::from(c).max(floor), 0.0)).collect()
-}
-
-/// Lanes of the entropy coder for so many weights.
-fn lanes(weights: usize) -> usize {
-    (weights / WEIGHTS_A_LANE).clamp(1, LANES_MAX).next_power_of_two().clamp(stream::LANES_MIN, LANES_MAX)
-}
-
-/// Sixteenths of an octave that a unit of the steps counts. Finer steps fit better, and take more bits a column; where all columns
-/// cost alike, they take next to none.
-fn step_unit(rows: usize, cost: &[f32]) -> u8 {
-    let alike = cost.windows(2).all(|w| w[0] == w[1]);
-    if alike || rows >= 4096 {
-        1
-    } else if rows >= 1024 {
-        2
-    } else {
-        4
-    }
-}
-
-/// Bits of a list in side information, if `list` is typical of one of length `n`.
-fn list_bits(list: &[i8], n: usize) -> f64 {
-    if list.is_empty() {
-        return 0.0;
-    }
-    let parity = &tables::tables()[usize::from(best_table(list))].parity[0];
-    let bits: f32 = list.iter().map(|&v| parity.bits[(i32::from(v) + tables::SYMBOL_OF_ZERO) as usize]).sum();
-    f64::from(bits) * n as f64 / list.len() as f64
 }

@@ -14,6 +14,10 @@ pub const SEGMENT_ROWS: usize = 2048;
 pub const HEADER_BYTES: usize = 19;
 /// The largest value of side information, either way: the widest table has a symbol for it.
 pub const SIDE_MAX: i32 = 120;
+/// Rows below which steps and tables of single columns would take more than they give.
+pub const ROWS_OF_STEPS: usize = 32;
+/// Weights a lane of the entropy coder has at least, so that its state costs next to nothing.
+const WEIGHTS_A_LANE: usize = 8192;
 /// Fractions of an octave that a step's unit counts.
 pub const STEP_OCTAVE: f64 = 16.0;
 
@@ -135,17 +139,54 @@ pub fn step(scale: f32, unit: u8, value: i8) -> f32 {
 pub fn best_table(list: &[i8]) -> u8 {
     let mut histogram = [0u32; 256];
     list.iter().for_each(|&v| histogram[(i32::from(v) + SYMBOL_OF_ZERO) as usize] += 1);
+    let there: Vec<(usize, u32)> = histogram.into_iter().enumerate().filter(|(_, n)| *n > 0).collect();
     let cost = |q: usize| {
         let parity = &tables::tables()[q].parity[0];
-        let of = |(s, &n): (usize, &u32)| match (n, parity.freq[s]) {
-            (0, _) => 0.0,
-            (_, 0) => f64::INFINITY,
+        let of = |&(s, n): &(usize, u32)| match parity.freq[s] {
+            0 => f64::INFINITY,
             _ => f64::from(n) * f64::from(parity.bits[s]),
         };
-        histogram.iter().enumerate().map(of).sum::<f64>()
+        there.iter().map(of).sum::<f64>()
     };
     let best = (0..TABLES).map(|q| (cost(q), q)).min_by(|a, b| a.0.total_cmp(&b.0));
     best.map_or(TABLES as u8 - 1, |(_, q)| q as u8)
+}
+
+/// Bits of a list in side information, if `list` is typical of one of length `n`.
+pub fn list_bits(list: &[i8], n: usize) -> f64 {
+    if list.is_empty() {
+        return 0.0;
+    }
+    let parity = &tables::tables()[usize::from(best_table(list))].parity[0];
+    let bits: f32 = list.iter().map(|&v| parity.bits[(i32::from(v) + SYMBOL_OF_ZERO) as usize]).sum();
+    f64::from(bits) * n as f64 / list.len() as f64
+}
+
+/// Bytes in which any matrix of this shape can be coded, if only as zeros.
+pub fn least_bytes(rows: usize, cols: usize) -> u64 {
+    let (weights, n_segments) = (rows * cols, segments(rows).len());
+    let fixed = HEADER_BYTES + 4 + n_segments * (4 + 4 * lanes(weights));
+    // Zeros take 1/400 bit, values of side information at most a byte or so; a few rows are not worth the trouble.
+    let numbers = if rows < ROWS_OF_STEPS { weights } else { weights / 512 };
+    (fixed + 2 * cols + rows + numbers + 8) as u64
+}
+
+/// Lanes of the entropy coder for so many weights.
+pub fn lanes(weights: usize) -> usize {
+    (weights / WEIGHTS_A_LANE).clamp(1, LANES_MAX).next_power_of_two().clamp(LANES_MIN, LANES_MAX)
+}
+
+/// Sixteenths of an octave that a unit of the steps counts. Finer steps fit better, and take more bits a column; where all columns
+/// cost alike, they take next to none.
+pub fn step_unit(rows: usize, cost: &[f32]) -> u8 {
+    let alike = cost.windows(2).all(|w| w[0] == w[1]);
+    if alike || rows >= 4096 {
+        1
+    } else if rows >= 1024 {
+        2
+    } else {
+        4
+    }
 }
 
 /// Takes a matrix apart.

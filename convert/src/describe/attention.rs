@@ -1,0 +1,397 @@
+//! Attention kinds, layer by layer.
+
+use moepack_format::Result;
+
+use super::compressed::compressed;
+use super::delta::delta;
+use super::{Base, factor, positive, switch};
+use crate::family::{
+    AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
+};
+use crate::hparams::Config;
+use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
+use crate::rope::{Source, rope};
+use crate::spec::{Attention, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+
+/// The attention of each layer.
+pub(super) fn attentions(
+    family: &Family,
+    config: &Config,
+    base: &Base,
+    mlps: &[Mlp],
+) -> Result<Vec<Attention>> {
+    match family.attention {
+        AttentionRule::Gqa(rule) => {
+            let spans = spans(&rule, config, base.n_layers)?;
+            let nope = nope(&rule, config, &spans, mlps)?;
+            let one = |(span, nope): (&Span, bool)| gqa(family, &rule, config, base, *span, nope);
+            spans.iter().zip(nope).map(|layer| one(layer).map(Attention::Gqa)).collect()
+        }
+        AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
+        AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
+        AttentionRule::Mla(rule) => {
+            let mla = mla(family, &rule, config, base)?;
+            let shared = shared_choices(&rule, config, base.n_layers)?;
+            let one = |shared: bool| match shared {
+                true => Mla { choice: KeyChoice::AsBefore, ..mla.clone() },
+                false => mla.clone(),
+            };
+            Ok(shared.into_iter().map(|shared| Attention::Mla(one(shared))).collect())
+        }
+        AttentionRule::Compressed(rule) => {
+            let layers = compressed(family, &rule, config, base)?;
+            Ok(layers.into_iter().map(Attention::Compressed).collect())
+        }
+    }
+}
+
+/// Full attention in some layers, linear attention in the others.
+fn hybrid(
+    family: &Family,
+    full: &GqaRule,
+    linear: DeltaRule,
+    config: &Config,
+    base: &Base,
+) -> Result<Vec<Attention>> {
+    let every = || -> Result<Vec<bool>> {
+        let n = config.uint_opt(&["full_attention_interval"], 1, LAYERS_MAX)?.unwrap_or(4);
+        Ok((0..base.n_layers).map(|l| (l + 1) % n != 0).collect())
+    };
+    let listed = layer_types(config, base.n_layers, "linear_attention")?;
+    let gqa = gqa(family, full, config, base, Span::default(), false)?;
+    let delta = delta(linear, config)?;
+    let one = |linear: bool| match linear {
+        true => Attention::Delta(delta.clone()),
+        false => Attention::Gqa(gqa.clone()),
+    };
+    Ok(listed.map_or_else(every, Ok)?.into_iter().map(one).collect())
+}
+
+/// Latent attention in some layers, linear attention in the others.
+fn hybrid_mla(
+    family: &Family,
+    full: &MlaRule,
+    linear: DeltaRule,
+    config: &Config,
+    base: &Base,
+) -> Result<Vec<Attention>> {
+    let listed = layer_types(config, base.n_layers, "linear_attention")?;
+    let from_one = config.uints_opt(&["linear_attn_config.full_attn_layers"], LAYERS_MAX)?;
+    let is_linear = |l: usize| match (&listed, &from_one) {
+        (Some(listed), _) => listed.get(l).copied().unwrap_or(false),
+        (None, Some(full)) => !full.contains(&(l + 1)),
+        (None, None) => l == 0 || !l.is_multiple_of(4),
+    };
+    let (mla, delta) = (mla(family, full, config, base)?, delta(linear, config)?);
+    let one = |l: usize| match is_linear(l) {
+        true => Attention::Delta(delta.clone()),
+        false => Attention::Mla(mla.clone()),
+    };
+    Ok((0..base.n_layers).map(one).collect())
+}
+
+/// What a query sees.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    window: Option<usize>,
+    chunk: Option<usize>,
+}
+
+impl Span {
+    fn is_limited(&self) -> bool {
+        self.window.is_some() || self.chunk.is_some()
+    }
+}
+
+fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span, nope: bool) -> Result<Gqa> {
+    let n_heads = base.n_heads;
+    let times = if span.window.is_some() { rule.kv_heads_in_window } else { 1 };
+    let n_kv_heads = config.uint_opt(rule.n_kv_heads, 1, HEADS_MAX)?.unwrap_or(n_heads) * times;
+    if !n_heads.is_multiple_of(n_kv_heads) {
+        let text = format!("{n_heads} attention heads do not divide among {n_kv_heads} key-value heads");
+        return Err(config.error(text));
+    }
+    let head_dim = head_dim(rule, config, base)?;
+    let scale = match rule.scale {
+        Some((key, default)) => positive(config, &[key])?.unwrap_or(default as f32),
+        None => (1.0 / (head_dim as f64).sqrt()) as f32,
+    };
+    let has_qk_norm = switch(config, rule.qk_norm_if)?;
+    // The unweighted one is part of the position encoding.
+    let has_qk_norm = has_qk_norm && !(nope && rule.qk_norm == QkNorm::Unweighted);
+    let sinks = match rule.sinks {
+        Sinks::None => false,
+        Sinks::All => true,
+        Sinks::InWindow => span.window.is_some(),
+    };
+    Ok(Gqa {
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        v_dim: config.uint_opt(rule.v_dim, 1, HEAD_DIM_MAX)?.unwrap_or(head_dim),
+        fused: rule.fused,
+        qk_norm: if has_qk_norm { rule.qk_norm } else { QkNorm::None },
+        qk_norm_late: rule.qk_norm_late,
+        qkv_bias: switch(config, rule.qkv_bias)?,
+        o_bias: switch(config, rule.o_bias)?,
+        clip: positive(config, rule.clip)?,
+        window: span.window,
+        chunk: span.chunk,
+        sinks,
+        scale,
+        temperature: if rule.temperature && nope { temperature(config)? } else { None },
+        v_scale: factor(config, rule.v_scale, base)?,
+        gate: rule.gate,
+        rope: if nope { Rope::NONE } else { gqa_rope(family, rule, config, base, span, head_dim)? },
+    })
+}
+
+fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
+    let head_dim = match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
+        (Some(given), _) | (None, Some(given)) => given,
+        (None, None) if base.hidden.is_multiple_of(base.n_heads) => base.hidden / base.n_heads,
+        (None, None) => {
+            let text = format!("head_dim is missing and hidden_size {} does not divide by", base.hidden);
+            return Err(config.error(format!("{text} {} heads", base.n_heads)));
+        }
+    };
+    rotary_pairs(config, "head_dim", head_dim)?;
+    Ok(head_dim)
+}
+
+fn gqa_rope(
+    family: &Family,
+    rule: &GqaRule,
+    config: &Config,
+    base: &Base,
+    span: Span,
+    head_dim: usize,
+) -> Result<Rope> {
+    let label = if span.window.is_some() { "sliding_attention" } else { "full_attention" };
+    let source = Source::new(config, label)?;
+    let theta = match family.rope.window_theta {
+        Some((key, default)) if span.window.is_some() && !source.is_part(label) => {
+            Some(config.number_opt(&[key])?.unwrap_or(default))
+        }
+        _ => None,
+    };
+    let dim = source.rotary_dim(family.rope, "rotary_dim", head_dim)?;
+    Ok(rope(source, family.rope, theta, rule.pairing, dim, base.positions)?.rope)
+}
+
+fn temperature(config: &Config) -> Result<Option<Temperature>> {
+    if !config.flag(&["attn_temperature_tuning"], true)? {
+        return Ok(None);
+    }
+    let beta = positive(config, &["attn_scale"])?.unwrap_or(0.1);
+    let floor = positive(config, &["floor_scale"])?.unwrap_or(8192.0);
+    Ok(Some(Temperature { beta, floor, shift: 1.0 }))
+}
+
+fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<Mla> {
+    let nope_dim = config.uint(&["qk_nope_head_dim"], 1, HEAD_DIM_MAX)?;
+    let rope_dim = config.uint(&["qk_rope_head_dim"], 1, HEAD_DIM_MAX)?;
+    rotary_pairs(config, "qk_rope_head_dim", rope_dim)?;
+    let pairing = pairing(config, rule.adjacent)?;
+    let scaled = rope(Source::new(config, "")?, family.rope, None, pairing, rope_dim, base.positions)?;
+    // A missing q_lora_rank would mean V3's 1536 to transformers, null means a direct projection: both are
+    // written.
+    let q_lora = config.uint_opt(&["q_lora_rank"], 1, RANK_MAX)?;
+    if q_lora.is_none() && !config.mentions(&["q_lora_rank"]) {
+        return Err(
+            config.error("q_lora_rank is missing; null means that queries have no low-rank projection")
+        );
+    }
+    let scale = 1.0 / ((nope_dim + rope_dim) as f64).sqrt() * scaled.logit_factor;
+    Ok(Mla {
+        n_heads: base.n_heads,
+        q_lora,
+        kv_lora: config.uint(&["kv_lora_rank"], 1, RANK_MAX)?,
+        nope_dim,
+        rope_dim,
+        v_dim: config.uint(&["v_head_dim"], 1, HEAD_DIM_MAX)?,
+        latent_eps: rule.latent_eps as f32,
+        bias: switch(config, rule.bias)?,
+        scale: scale as f32,
+        temperature: if rule.temperature { rope_temperature(config)? } else { None },
+        choice: match rule.indexer {
+            None => KeyChoice::All,
+            Some(pairing) => KeyChoice::Indexed(indexer(family, config, base, pairing, rope_dim)?),
+        },
+        rope: if rule.nope { Rope::NONE } else { scaled.rope },
+    })
+}
+
+/// Growth of queries that the rotary encoding's section asks for.
+fn rope_temperature(config: &Config) -> Result<Option<Temperature>> {
+    let Some(section) = Source::new(config, "")?.section else { return Ok(None) };
+    let beta = section.number_opt("llama_4_scaling_beta")?;
+    let floor = section.number_opt("original_max_position_embeddings")?.filter(|&n| n > 0.0);
+    let growing = beta.zip(floor).map(|(beta, floor)| (beta as f32, floor as f32));
+    Ok(growing.map(|(beta, floor)| Temperature { beta, floor, shift: 0.0 }))
+}
+
+/// The indexer of latent attention: the first dimensions of its heads rotate.
+fn indexer(
+    family: &Family,
+    config: &Config,
+    base: &Base,
+    pairing: Pairing,
+    rope_dim: usize,
+) -> Result<Indexer> {
+    let source = Source::new(config, "")?;
+    Ok(Indexer {
+        n_heads: config.uint(&["index_n_heads"], 1, HEADS_MAX)?,
+        head_dim: config.uint(&["index_head_dim"], rope_dim, HEAD_DIM_MAX)?,
+        n_used: config.uint(&["index_topk"], 1, POSITIONS_MAX)?,
+        rope: rope(source, family.rope, None, pairing, rope_dim, base.positions)?.rope,
+    })
+}
+
+/// Which layers see the keys that an earlier layer's indexer chose: `indexer_types`, `index_topk_pattern` or
+/// `index_topk_freq` (GLM-5.2).
+fn shared_choices(rule: &MlaRule, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
+    if rule.indexer.is_none() {
+        return Ok(vec![false; n_layers]);
+    }
+    let bad = |what: String| Err(config.error(what));
+    let shared = if let Some(types) = config.strings_opt(&["indexer_types"], n_layers)? {
+        if let Some(odd) = types.iter().find(|t| **t != "full" && **t != "shared") {
+            return bad(format!("indexer_types has {odd:?}, expected \"full\" or \"shared\""));
+        }
+        types.iter().map(|t| *t == "shared").collect()
+    } else if let Some((_, value)) = config.find(&["index_topk_pattern"]) {
+        let letters = value.as_str().unwrap_or_default();
+        if letters.len() != n_layers || letters.bytes().any(|b| b != b'F' && b != b'S') {
+            return bad(format!("index_topk_pattern is {value}, expected {n_layers} letters F or S"));
+        }
+        letters.bytes().map(|b| b == b'S').collect()
+    } else {
+        let every = config.uint_opt(&["index_topk_freq"], 0, LAYERS_MAX)?.unwrap_or(1).max(1);
+        let offset = config.uint_opt(&["index_skip_topk_offset"], 0, LAYERS_MAX)?.unwrap_or(2);
+        (0..n_layers).map(|l| (l + 1).saturating_sub(offset) % every != 0).collect::<Vec<_>>()
+    };
+    match shared.first() {
+        Some(true) => bad("the first layer has no indexer, and there is none before it".to_owned()),
+        _ => Ok(shared),
+    }
+}
+
+fn pairing(config: &Config, adjacent: Switch) -> Result<Pairing> {
+    Ok(if switch(config, adjacent)? { Pairing::Adjacent } else { Pairing::Half })
+}
+
+fn rotary_pairs(config: &Config, key: &str, dim: usize) -> Result<()> {
+    if dim.is_multiple_of(2) {
+        return Ok(());
+    }
+    Err(config.error(format!("{key} is {dim}, expected an even number: dimensions rotate in pairs")))
+}
+
+/// What a query sees in each layer.
+fn spans(rule: &GqaRule, config: &Config, n_layers: usize) -> Result<Vec<Span>> {
+    let rule = rule.window;
+    if let WindowRule::Chunks { default } = rule {
+        return chunks(config, n_layers, default);
+    }
+    // transformers 5 writes 0 for "not used".
+    let size = config.uint_opt(&["sliding_window"], 0, POSITIONS_MAX)?;
+    let unused = size == Some(0);
+    let size = size.filter(|&n| n > 0);
+    let used = config.flag(&["use_sliding_window"], false)?;
+    let every_other = |until: usize| (0..n_layers).map(|l| l % 2 == 0 && l < until).collect::<Vec<_>>();
+    let listed = || layer_types(config, n_layers, "sliding_attention");
+    let max_window_layers = |default| -> Result<usize> {
+        Ok(config.uint_opt(&["max_window_layers"], 0, LAYERS_MAX)?.unwrap_or(default))
+    };
+    let (size, slides) = match rule {
+        WindowRule::None | WindowRule::Chunks { .. } => (None, Vec::new()),
+        WindowRule::All => (size, vec![true; n_layers]),
+        // transformers' default where the key is missing but used.
+        WindowRule::IfUsed => (size.or(Some(4096)), vec![used; n_layers]),
+        WindowRule::LayerTypes { default } => {
+            (size.or(Some(default)), listed()?.unwrap_or_else(|| every_other(n_layers)))
+        }
+        WindowRule::LayerTypesIfUsed => {
+            let until = max_window_layers(28)?;
+            let listed = listed()?.unwrap_or_else(|| every_other(until));
+            (size.or(Some(4096)).filter(|_| used), listed)
+        }
+        WindowRule::LayerTypesFrom { default } => {
+            let from = max_window_layers(default)?;
+            let size = if config.mentions(&["sliding_window"]) { size } else { Some(4096) };
+            (size, listed()?.unwrap_or_else(|| (0..n_layers).map(|l| l >= from).collect()))
+        }
+        WindowRule::AllBut { every, n, first_too, default } => {
+            // MiMo's releases count the keys before the query.
+            let before = config.uint_opt(&["sliding_window_size"], 1, POSITIONS_MAX)?;
+            let size = if config.mentions(&["sliding_window"]) { size } else { Some(default) };
+            let size = before.map(|n| n + 1).or(size);
+            if let Some(listed) = listed()? {
+                (size, listed)
+            } else {
+                let n = config.uint_opt(&[every], 1, LAYERS_MAX)?.unwrap_or(n);
+                (size, (0..n_layers).map(|l| (l + 1) % n != 0 && !(first_too && l == 0)).collect())
+            }
+        }
+    };
+    let size = size.filter(|_| !unused);
+    let window = |l: usize| size.filter(|_| slides.get(l).copied().unwrap_or(false));
+    Ok((0..n_layers).map(|l| Span { window: window(l), chunk: None }).collect())
+}
+
+fn chunks(config: &Config, n_layers: usize, default: usize) -> Result<Vec<Span>> {
+    let size = config.uint_opt(&["attention_chunk_size"], 1, POSITIONS_MAX)?;
+    let size = if config.mentions(&["attention_chunk_size"]) { size } else { Some(default) };
+    let chunked = match layer_types(config, n_layers, "chunked_attention")? {
+        Some(listed) => listed,
+        None => nope_listed(config, n_layers)?.into_iter().map(|nope| !nope).collect(),
+    };
+    Ok(chunked.into_iter().map(|c| Span { window: None, chunk: size.filter(|_| c) }).collect())
+}
+
+/// Which layers `layer_types` calls this.
+fn layer_types(config: &Config, n_layers: usize, limited: &str) -> Result<Option<Vec<bool>>> {
+    let Some(types) = config.strings_opt(&["layer_types"], n_layers)? else { return Ok(None) };
+    let one =
+        |t: &&str| match *t {
+            t if t == limited => Ok(true),
+            "full_attention" => Ok(false),
+            other => Err(config
+                .error(format!("layer_types has {other:?}, expected \"full_attention\" or \"{limited}\""))),
+        };
+    types.iter().map(one).collect::<Result<_>>().map(Some)
+}
+
+/// Which layers have no position encoding.
+fn nope(rule: &GqaRule, config: &Config, spans: &[Span], mlps: &[Mlp]) -> Result<Vec<bool>> {
+    let n_layers = spans.len();
+    let without_window = |l: &Span| !l.is_limited();
+    Ok(match rule.nope {
+        NopeRule::None => vec![false; n_layers],
+        NopeRule::WithoutWindow => {
+            // Without `sliding_window` there is no pattern, and every layer rotates.
+            let windows = !config.mentions(&["sliding_window"]) || config.find(&["sliding_window"]).is_some();
+            spans.iter().map(|l| windows && without_window(l)).collect()
+        }
+        NopeRule::WithoutWindowUnlessDense => {
+            let pattern = config.uint_opt(&["prefix_dense_sliding_window_pattern"], 1, LAYERS_MAX)?;
+            let rotates = |mlp: &Mlp| mlp.moe().is_none() && pattern.unwrap_or(1) == 1;
+            spans.iter().zip(mlps).map(|(l, mlp)| without_window(l) && !rotates(mlp)).collect()
+        }
+        NopeRule::Listed => nope_listed(config, n_layers)?,
+    })
+}
+
+fn nope_listed(config: &Config, n_layers: usize) -> Result<Vec<bool>> {
+    let listed = config.uints_opt(&["no_rope_layers"], 2)?.filter(|l| !l.is_empty());
+    if let Some(listed) = listed {
+        if listed.len() < n_layers {
+            let what = format!("no_rope_layers has {} entries for {n_layers} layers", listed.len());
+            return Err(config.error(what));
+        }
+        return Ok(listed.into_iter().take(n_layers).map(|rotates| rotates == 0).collect());
+    }
+    let every = config.uint_opt(&["no_rope_layer_interval"], 1, LAYERS_MAX)?.unwrap_or(4);
+    Ok((0..n_layers).map(|l| (l + 1) % every == 0).collect())
+}

@@ -1,0 +1,272 @@
+//! What a family says of its parts: which keys of config.json hold their numbers, and what holds where a key is
+//! missing. Each rule has a plain constant that others are written as a difference from.
+
+use crate::hparams::Keys;
+use crate::spec::{DeltaProjections, Gate, Pairing, QkNorm};
+
+/// A value that a key of config.json must have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fixed {
+    /// This string.
+    Text(&'static str),
+    /// This integer.
+    Int(i64),
+    /// This truth value.
+    Bool(bool),
+}
+
+/// Whether something is there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Switch {
+    /// In every model.
+    Always,
+    /// In none.
+    Never,
+    /// As this key says; transformers' default where it is missing.
+    Key(&'static str, bool),
+    /// Unless this key is written as null.
+    UnlessNull(&'static str),
+}
+
+/// A factor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Factor {
+    /// None.
+    One,
+    /// The value of this key, or transformers' default.
+    Key(&'static str, f64),
+    /// One divided by it.
+    Inverse(&'static str, f64),
+    /// The root of the hidden size, where this key is true.
+    RootOfHiddenIf(&'static str),
+}
+
+/// Norms of a family; the number is the `eps` where config.json has none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormRule {
+    /// RMS, `rms_norm_eps`.
+    Rms(f64),
+    /// RMS whose weights are stored minus one, `rms_norm_eps`.
+    RmsPlusOne(f64),
+    /// Layer norm with a bias, `rms_norm_eps`.
+    Layer(f64),
+    /// Layer norm without a bias and of this `eps`, whatever config.json says.
+    LayerWithoutBias(f64),
+    /// RMS where `rms_norm_eps` is a number, else a layer norm without a bias, `layer_norm_eps`.
+    LayerUnlessRms(f64),
+}
+
+/// How sublayers of a family join the stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ResidualRule {
+    /// Added.
+    Plain,
+    /// Added, times a factor.
+    Scaled(Factor),
+    /// Attention and MLP of the same input.
+    Parallel,
+    /// Normed, then added.
+    Post,
+    /// Normed before and after.
+    Sandwich,
+    /// Hyper-connections: `hc_mult`, `hc_sinkhorn_iters`, `hc_eps`.
+    Hyper,
+}
+
+/// Attention of a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttentionRule {
+    /// Grouped-query attention.
+    Gqa(GqaRule),
+    /// Multi-head latent attention.
+    Mla(MlaRule),
+    /// Windows and compressed entries.
+    Compressed(CompressedRule),
+    /// Grouped-query attention in the layers that `layer_types` calls `full_attention` (without the list each
+    /// `full_attention_interval`-th), linear attention in the others.
+    Hybrid(GqaRule, DeltaRule),
+    /// Latent attention in the layers that `layer_types` calls `full_attention` (without the list those in
+    /// `linear_attn_config.full_attn_layers`, counted from 1), linear attention in the others.
+    HybridMla(MlaRule, DeltaRule),
+}
+
+/// Linear attention of a family: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,
+/// `linear_value_head_dim`, `linear_conv_kernel_dim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaRule {
+    /// How a token's input becomes what the rule takes.
+    pub projections: DeltaProjections,
+}
+
+/// Grouped-query attention of a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GqaRule {
+    /// Keys for the number of key-value heads; as many as query heads where they are missing.
+    pub n_kv_heads: Keys,
+    /// Key-value heads of a layer with a window, as a multiple of the others'.
+    pub kv_heads_in_window: usize,
+    /// `head_dim` where config.json has none; `None` means hidden / heads.
+    pub head_dim: Option<usize>,
+    /// Keys for the dimensions of a value; those of a key where they are missing.
+    pub v_dim: Keys,
+    /// One matrix for queries, keys and values.
+    pub fused: bool,
+    /// Norm of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Whether it is there.
+    pub qk_norm_if: Switch,
+    /// It comes after RoPE.
+    pub qk_norm_late: bool,
+    /// Biases of q, k and v.
+    pub qkv_bias: Switch,
+    /// Bias of the output.
+    pub o_bias: Switch,
+    /// Keys of the clamp of q, k and v.
+    pub clip: Keys,
+    /// Sliding windows and chunks.
+    pub window: WindowRule,
+    /// Which layers have no position encoding.
+    pub nope: NopeRule,
+    /// One learnt logit a head.
+    pub sinks: Sinks,
+    /// Key of the factor of the logits, which else is one over the root of `head_dim`; its default.
+    pub scale: Option<(&'static str, f64)>,
+    /// Factor of the values.
+    pub v_scale: Factor,
+    /// A gate on the output.
+    pub gate: Option<Gate>,
+    /// Queries without position encoding grow with the position: `attn_temperature_tuning`, `attn_scale`,
+    /// `floor_scale`.
+    pub temperature: bool,
+    /// Which dimensions rotate together.
+    pub pairing: Pairing,
+}
+
+impl GqaRule {
+    /// Llama's.
+    pub const PLAIN: GqaRule = GqaRule {
+        n_kv_heads: &["num_key_value_heads"],
+        kv_heads_in_window: 1,
+        head_dim: None,
+        v_dim: &[],
+        fused: false,
+        qk_norm: QkNorm::None,
+        qk_norm_if: Switch::Always,
+        qk_norm_late: false,
+        qkv_bias: Switch::Key("attention_bias", false),
+        o_bias: Switch::Key("attention_bias", false),
+        clip: &[],
+        window: WindowRule::None,
+        nope: NopeRule::None,
+        sinks: Sinks::None,
+        scale: None,
+        v_scale: Factor::One,
+        gate: None,
+        temperature: false,
+        pairing: Pairing::Half,
+    };
+}
+
+/// Which layers see only a window of keys, `sliding_window` of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowRule {
+    /// None.
+    None,
+    /// All, if `sliding_window` is a number.
+    All,
+    /// All, if `use_sliding_window` is true.
+    IfUsed,
+    /// Those that `layer_types` calls `sliding_attention`; without the list every other layer, beginning with
+    /// the first.
+    LayerTypes {
+        /// `sliding_window` where config.json has none.
+        default: usize,
+    },
+    /// Like `LayerTypes` where `use_sliding_window` is true; without the list every other one of the first
+    /// `max_window_layers`.
+    LayerTypesIfUsed,
+    /// Those that `layer_types` says; without the list those from `max_window_layers` on, if `sliding_window` is a
+    /// number.
+    LayerTypesFrom {
+        /// `max_window_layers` where config.json has none.
+        default: usize,
+    },
+    /// Those that `layer_types` says; without the list all but each n-th.
+    AllBut {
+        /// Key of n.
+        every: &'static str,
+        /// n where config.json has none.
+        n: usize,
+        /// The first layer has no window either.
+        first_too: bool,
+        /// `sliding_window` where config.json has none.
+        default: usize,
+    },
+    /// Chunks of `attention_chunk_size` in those that `layer_types` calls `chunked_attention`; without the list those
+    /// with position encoding.
+    Chunks {
+        /// `attention_chunk_size` where config.json has none.
+        default: usize,
+    },
+}
+
+/// Which layers have no position encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NopeRule {
+    /// Every layer has one.
+    None,
+    /// Those without a window, where others have one.
+    WithoutWindow,
+    /// Those without a window, unless they are dense and `prefix_dense_sliding_window_pattern` is 1.
+    WithoutWindowUnlessDense,
+    /// Those with a 0 in `no_rope_layers`; without the list each `no_rope_layer_interval`-th.
+    Listed,
+}
+
+/// Which layers have attention sinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sinks {
+    /// None.
+    None,
+    /// All.
+    All,
+    /// Those with a window.
+    InWindow,
+}
+
+/// Multi-head latent attention of a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MlaRule {
+    /// `eps` of the latent norms.
+    pub latent_eps: f64,
+    /// Biases of the down projections and the output.
+    pub bias: Switch,
+    /// Whether rotary pairs are adjacent.
+    pub adjacent: Switch,
+    /// How the indexer's pairs rotate, where there is one: `index_n_heads`, `index_head_dim`, `index_topk`.
+    pub indexer: Option<Pairing>,
+    /// Queries grow with the position: `llama_4_scaling_beta` among the parameters of the rotary encoding.
+    pub temperature: bool,
+    /// The rotary dimensions are there, but do not rotate.
+    pub nope: bool,
+}
+
+impl MlaRule {
+    /// DeepSeek V3's.
+    pub const PLAIN: MlaRule = MlaRule {
+        // The reference gives the latent norms their class default, whatever rms_norm_eps says.
+        latent_eps: 1e-6,
+        bias: Switch::Key("attention_bias", false),
+        adjacent: Switch::Key("rope_interleave", true),
+        indexer: None,
+        temperature: false,
+        nope: false,
+    };
+}
+
+/// DeepSeek V4's attention: what transformers assumes where config.json says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompressedRule {
+    /// Tokens of an entry that an indexer chooses, and of the others.
+    pub ratios: [usize; 2],
+}

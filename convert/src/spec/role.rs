@@ -1,0 +1,162 @@
+//! What tensors are for.
+
+/// What a trunk tensor is for. With a layer index it names exactly one tensor of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each name is the field's own word for the matrix")]
+pub enum Role {
+    Embed,
+    FinalNorm,
+    FinalNormBias,
+    LmHead,
+    LmHeadBias,
+    /// Weights, biases and factor that collapse hyper-connected streams before the final norm.
+    HeadMix,
+    HeadMixBase,
+    HeadMixScale,
+    AttnNorm,
+    AttnNormBias,
+    AttnPostNorm,
+    MlpNorm,
+    MlpNormBias,
+    MlpPostNorm,
+    /// Hyper-connections of a sublayer: weights, biases, and factors of pre, post and C.
+    AttnMix,
+    AttnMixBase,
+    AttnMixScale,
+    MlpMix,
+    MlpMixBase,
+    MlpMixScale,
+    Q,
+    K,
+    V,
+    /// q, k and v in one.
+    Qkv,
+    O,
+    QBias,
+    KBias,
+    VBias,
+    OBias,
+    QNorm,
+    KNorm,
+    Sinks,
+    AttnGate,
+    QA,
+    QANorm,
+    QB,
+    KvA,
+    KvANorm,
+    KvB,
+    QABias,
+    KvABias,
+    /// The one key that is also the value, and its norm.
+    Kv,
+    KvNorm,
+    /// Output projection of groups of heads, and the one that joins them.
+    OA,
+    OB,
+    /// Compressed entries: values, weights, what is added to weights by position, norm.
+    CompressKv,
+    CompressGate,
+    CompressBias,
+    CompressNorm,
+    IndexQ,
+    IndexK,
+    IndexKNorm,
+    IndexKNormBias,
+    /// Weight of each of the indexer's heads.
+    IndexWeights,
+    IndexCompressKv,
+    IndexCompressGate,
+    IndexCompressBias,
+    IndexCompressNorm,
+    /// Linear attention: projections (grouped by key heads, or one by one), convolution, steps, decay, norm, output.
+    DeltaQkvz,
+    DeltaBa,
+    DeltaQkv,
+    DeltaZ,
+    DeltaConvQ,
+    DeltaConvK,
+    DeltaConvV,
+    DeltaGateA,
+    DeltaGateB,
+    DeltaDecayA,
+    DeltaDecayB,
+    DeltaB,
+    DeltaA,
+    DeltaConv,
+    DeltaStep,
+    DeltaDecay,
+    DeltaNorm,
+    DeltaOut,
+    DenseGate,
+    DenseUp,
+    DenseDown,
+    Router,
+    RouterBias,
+    RouterCorrection,
+    /// Experts of each token id; integers.
+    RouterTable,
+    SharedGate,
+    SharedUp,
+    /// Gate and up in one.
+    SharedGateUp,
+    SharedDown,
+    SharedRouter,
+    /// Kept as it is, no part of the forward pass (MTP layers, vision towers …).
+    Carried,
+}
+
+impl Role {
+    /// Whether the tensor holds integers, not weights.
+    pub const fn is_table(self) -> bool {
+        matches!(self, Role::RouterTable)
+    }
+
+    /// Whether this tensor stands outside the layers.
+    pub const fn is_global(self) -> bool {
+        use Role::{Embed, FinalNorm, FinalNormBias, HeadMix, HeadMixBase, HeadMixScale, LmHead, LmHeadBias};
+        matches!(
+            self,
+            Embed | FinalNorm | FinalNormBias | HeadMix | HeadMixBase | HeadMixScale | LmHead | LmHeadBias
+        )
+    }
+}
+/// One matrix (or bias) of a routed expert, in canonical orientation `[out, in]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// `[inter, hidden]`
+    Gate,
+    /// `[inter, hidden]`
+    Up,
+    /// `[hidden, inter]`
+    Down,
+    /// `[1, inter]`
+    GateBias,
+    /// `[1, inter]`
+    UpBias,
+    /// `[1, hidden]`
+    DownBias,
+}
+
+impl Part {
+    /// Order inside a record.
+    pub const ALL: [Part; 6] =
+        [Part::Gate, Part::Up, Part::Down, Part::GateBias, Part::UpBias, Part::DownBias];
+
+    /// Name in a bundle.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Part::Gate => "gate_proj",
+            Part::Up => "up_proj",
+            Part::Down => "down_proj",
+            Part::GateBias => "gate_proj_bias",
+            Part::UpBias => "up_proj_bias",
+            Part::DownBias => "down_proj_bias",
+        }
+    }
+
+    /// Whether this is a matrix, which codecs may quantize; biases never are.
+    pub const fn is_matrix(self) -> bool {
+        matches!(self, Part::Gate | Part::Up | Part::Down)
+    }
+}

@@ -1,0 +1,123 @@
+//! The end of a small matrix, where a byte is a share of the whole: what is coded so far is measured, not reckoned.
+
+use super::coder::{Choice, Coder};
+use super::histogram::Histogram;
+use super::layout::Stored;
+
+/// Columns at the end of a small matrix whose bytes are measured, not reckoned.
+const MEASURED_COLUMNS: usize = 6;
+/// Weights of a small matrix.
+const MEASURED_WEIGHTS: usize = 1 << 19;
+/// Bits that are left to spare while columns are left.
+const SPARE_BITS: f64 = 8.0;
+/// How often the last column may be coded again.
+const RETRIES: usize = 24;
+/// Units by which the steps of the last columns may lie beyond those of the others.
+const STEPS_BEYOND: i32 = 2;
+/// What one try changes, in octaves of the step that the price of bits belongs to.
+const TRY: f64 = 0.125;
+
+/// Values of side information that the last columns may have: those that others have, so as not to make the values of all
+/// columns dearer when the bytes are nearly filled.
+pub struct Known {
+    pub steps: (i32, i32),
+    /// As tables.
+    pub classes: (i32, i32),
+}
+
+impl Known {
+    pub fn of(stored: &Stored, coded: &[bool]) -> Known {
+        let range = |list: &[i8]| {
+            let values = list.iter().zip(coded).filter(|(_, c)| **c).map(|(v, _)| i32::from(*v));
+            values.fold((i32::MAX, i32::MIN), |(a, b), v| (a.min(v), b.max(v)))
+        };
+        let (least, most) = range(&stored.steps);
+        Known { steps: (least - STEPS_BEYOND, most + STEPS_BEYOND), classes: range(&stored.classes) }
+    }
+}
+
+impl Coder<'_> {
+    /// Whether the column that was coded last is one of the last of a small matrix.
+    pub(super) fn is_measured(&self) -> bool {
+        self.n_left() < MEASURED_COLUMNS && self.w.data.len() <= MEASURED_WEIGHTS
+    }
+
+    /// Encodes what there is, so that the columns that are left know to the byte what they may take. The column that was
+    /// coded last, for `choice` and in `own` bits, gets coarser if not even zeros would fit behind it; the last of all gets
+    /// finer until the bytes are filled.
+    pub(super) fn measure(&mut self, column: usize, x: &[f32], choice: Choice, own: f64) {
+        let (limit, zeros) = (self.limit as f64 * 8.0, self.zero_bits());
+        let room = limit - self.n_left() as f64 * zeros;
+        let mut ending = Ending { column, choice, own, measured: self.bits_so_far(zeros), own_measured: own };
+        for _ in 0..RETRIES {
+            if ending.measured <= room {
+                break;
+            }
+            while ending.bits() > room && ending.choice.octaves > choice.octaves - TRY * RETRIES as f64 {
+                ending.retry(self, x, -TRY);
+            }
+            ending.measure(self, zeros);
+        }
+        if self.n_left() > 0 {
+            self.control.budget = self.control.spent + limit - ending.measured - SPARE_BITS;
+            return self.control.solve();
+        }
+        let fits = ending.choice.octaves;
+        while ending.bits() <= limit && ending.choice.octaves < fits + TRY * RETRIES as f64 {
+            ending.retry(self, x, TRY);
+        }
+        while ending.choice.octaves > fits + TRY / 2.0 && self.bits_so_far(zeros) > limit {
+            ending.retry(self, x, -TRY);
+        }
+    }
+
+    /// Columns that are not coded yet.
+    pub(super) fn n_left(&self) -> usize {
+        self.w.cols - self.n_coded
+    }
+
+    /// Bits of a column of zeros of the commonest class.
+    fn zero_bits(&self) -> f64 {
+        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows);
+        zeros.bits(self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
+    }
+
+    /// Bits of the matrix if the columns that are left took none instead of `zeros`.
+    fn bits_so_far(&self, zeros: f64) -> f64 {
+        let bytes = self.assemble().map_or(usize::MAX, |bytes| bytes.len());
+        bytes as f64 * 8.0 - self.n_left() as f64 * zeros
+    }
+}
+
+/// A column that is coded again and again.
+struct Ending {
+    column: usize,
+    choice: Choice,
+    /// Bits of its numbers.
+    own: f64,
+    /// Bits of the matrix when they were measured, and of the column's numbers then.
+    measured: f64,
+    own_measured: f64,
+}
+
+impl Ending {
+    /// Bits of the matrix, near enough.
+    fn bits(&self) -> f64 {
+        self.measured + self.own - self.own_measured
+    }
+
+    fn measure(&mut self, coder: &Coder<'_>, zeros: f64) {
+        (self.measured, self.own_measured) = (coder.bits_so_far(zeros), self.own);
+    }
+
+    /// Codes it again, bits weighing more or less. The step stays, since another would be one more value to tell.
+    fn retry(&mut self, coder: &mut Coder<'_>, x: &[f32], octaves: f64) {
+        self.choice.octaves += octaves;
+        let mut levels = std::mem::take(&mut coder.levels);
+        let own = &mut levels[self.column * coder.w.rows..][..coder.w.rows];
+        coder.search(x, self.choice, own);
+        let (class, bits) = coder.fit(own, self.choice.table);
+        (coder.stored.classes[self.column], self.own) = (class as i8, bits);
+        coder.levels = levels;
+    }
+}
