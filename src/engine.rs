@@ -33,6 +33,7 @@ pub mod quantize;
 pub mod sensitivity;
 pub mod sizes;
 pub mod stats;
+pub mod trunk;
 pub mod verify;
 pub mod workspace;
 pub mod writer;
