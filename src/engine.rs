@@ -34,6 +34,7 @@ pub mod sensitivity;
 pub mod sizes;
 pub mod stats;
 pub mod trial;
+pub mod trunk;
 pub mod verify;
 pub mod workspace;
 pub mod writer;

@@ -16,7 +16,8 @@
 //!
 //! Rules are read in order and the last one that matches a matrix wins. `*` stands for any characters except a dot, and
 //! `4-17` for the numbers from 4 to 17. A rule that matches nothing is an error, and so is a matrix that no rule matches.
-//! `bits` says the rate of a codec that has no fixed one, all planes counted: `codec = "tcq256"`, `bits = 3.06`.
+//! A table `[trunk]` with a `codec`, and `bits` where its rate is free, has the trunk's matrices coded too (`trunk.rs` of the
+//! engine says which); without it the trunk is kept as released. `bits` says the rate of a codec that has no fixed one, all planes counted: `codec = "tcq256"`, `bits = 3.06`.
 
 use std::path::Path;
 
@@ -60,9 +61,33 @@ pub struct Recipe {
     /// filled up in the manifest to within a twentieth of a percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bytes: Option<u64>,
+    /// Codec of the trunk's matrices; none, and the trunk is kept as released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<TrunkRule>,
     /// Rules in order; the last that matches wins.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
+}
+
+/// What becomes of the trunk's matrices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrunkRule {
+    /// Codec, or `native`.
+    pub codec: String,
+    /// Bits per weight, for codecs whose rate can be chosen; they write at most so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<f64>,
+}
+
+impl TrunkRule {
+    /// What it means.
+    ///
+    /// # Errors
+    /// An unknown codec, or bits that it does not have.
+    pub fn choice(&self) -> Result<Choice> {
+        named_choice(&self.codec, self.bits)
+    }
 }
 
 /// One rule.
@@ -118,7 +143,14 @@ impl Recipe {
             bytes: None,
             expected_loss: None,
         };
-        Recipe { schema: SCHEMA, solver: solver.into(), align, target_bytes: None, rules: vec![rule] }
+        Recipe {
+            schema: SCHEMA,
+            solver: solver.into(),
+            align,
+            target_bytes: None,
+            trunk: None,
+            rules: vec![rule],
+        }
     }
 
     /// Reads a recipe file.
@@ -162,7 +194,16 @@ impl Recipe {
         for rule in &self.rules {
             choice(rule).map_err(|e| as_plan(e).in_tensor(rule.tensor.clone()))?;
         }
+        self.trunk_choice().map_err(as_plan)?;
         Ok(())
+    }
+
+    /// What becomes of the trunk's matrices.
+    ///
+    /// # Errors
+    /// An unknown codec, or bits that it does not have.
+    pub fn trunk_choice(&self) -> Result<Choice> {
+        self.trunk.as_ref().map_or(Ok(Choice::Native), TrunkRule::choice)
     }
 
     /// The text.
@@ -179,7 +220,11 @@ fn as_plan(e: Error) -> Error {
 }
 
 fn choice(rule: &Rule) -> Result<Choice> {
-    match (rule.codec.as_str(), rule.bits) {
+    named_choice(&rule.codec, rule.bits)
+}
+
+fn named_choice(codec_name: &str, bits: Option<f64>) -> Result<Choice> {
+    match (codec_name, bits) {
         (NATIVE, None) => Ok(Choice::Native),
         (NATIVE, Some(_)) => Err(fixed_rate(NATIVE)),
         (name, None) => codec(name).map(Choice::Codec),
@@ -230,6 +275,7 @@ pub fn matrix_pattern(layer: usize, part: Part) -> String {
 #[derive(Clone, Debug)]
 pub struct Choices {
     table: Vec<Choice>,
+    trunk: Choice,
     layers: Vec<LayerChoices>,
 }
 
@@ -266,8 +312,13 @@ impl Choices {
                 Err(Error::plan(format!("rule {} ({rule:?}) matches no matrix of this model", idle + 1))
                     .hint("names look like layers.3.experts.17.down_proj; * stands for any characters except a dot"))
             }
-            _ => Ok(Choices { table, layers }),
+            _ => Ok(Choices { table, trunk: recipe.trunk_choice()?, layers }),
         }
+    }
+
+    /// The choice of the trunk's matrices.
+    pub fn trunk(&self) -> &Choice {
+        &self.trunk
     }
 
     /// The choice of one part: biases are kept, matrices follow the recipe.

@@ -4,6 +4,7 @@
 //! the caller to print; what two readers could understand in two ways is refused. No tensor data is read
 //! here.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,12 +12,14 @@ use moepack_format::{Bundle, Dtype, Error, Fingerprint, Header, InputFile, Resul
 
 use crate::limits::{LISTED_MAX, OPEN_FILES_MAX, TENSORS_MAX};
 
+mod coded;
 mod index;
 mod place;
 mod side;
 #[cfg(test)]
 mod tests;
 
+pub use coded::CodedTensor;
 pub use place::Place;
 pub use side::SideFile;
 
@@ -29,6 +32,8 @@ pub struct Checkpoint {
     files: Vec<SourceFile>,
     /// Sorted by name.
     tensors: Vec<SourceTensor>,
+    /// Those of them that a bundle has coded, by name.
+    coded: BTreeMap<Box<str>, CodedTensor>,
     warnings: Vec<String>,
     /// The files read last, most recent last.
     open: Mutex<Vec<(u32, Arc<InputFile>)>>,
@@ -100,7 +105,7 @@ impl Checkpoint {
     /// As [`Checkpoint::of_files`].
     pub fn of_bundle(bundle: &Bundle) -> Result<Checkpoint> {
         let names = bundle.manifest.trunk.iter().map(|t| t.file.clone()).collect();
-        Checkpoint::of_files(Place::find(&bundle.dir)?, names, Vec::new())
+        Checkpoint::of_trunk(&bundle.dir, names, &bundle.manifest.trunk_codecs)
     }
 
     /// The tensors of exactly these files in `place`; what only fills gaps in a bundle is passed over.
@@ -124,7 +129,8 @@ impl Checkpoint {
         }
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
         tensors.shrink_to_fit();
-        let this = Checkpoint { place, files, tensors, warnings, open: Mutex::new(Vec::new()) };
+        let (coded, open) = (BTreeMap::new(), Mutex::new(Vec::new()));
+        let this = Checkpoint { place, files, tensors, coded, warnings, open };
         this.check_unique()?;
         if this.tensors.is_empty() {
             return Err(Error::missing("no weights: the safetensors files hold no tensor")
@@ -162,10 +168,15 @@ impl Checkpoint {
     /// Fills `buf` with a tensor's bytes from `offset`.
     ///
     /// # Errors
-    /// A range beyond the tensor, a file that changed since it was opened, or what the operating system says;
-    /// all name file and tensor.
+    /// A range beyond the tensor, a tensor that is coded, a file that changed since it was opened, or what the
+    /// operating system says; all name file and tensor.
     pub fn read(&self, tensor: &SourceTensor, offset: u64, buf: &mut [u8]) -> Result<()> {
         let mut inner = || {
+            if let Some(coded) = self.coded(&tensor.name) {
+                let what =
+                    format!("stored as {}: it has planes, but no bytes of its own", coded.codec.name());
+                return Err(Error::bad_data(what).in_file(self.path_of(tensor)));
+            }
             let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= tensor.bytes());
             if end.is_none() {
                 let (n, bytes) = (buf.len(), tensor.bytes());

@@ -3,6 +3,7 @@
 //! The trunk is handed out decoded, or raw for copying; experts one at a time in the codec they are stored
 //! in. Only the bytes asked for are read. Everything here may be called from many threads at once.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,9 +58,9 @@ impl Model {
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
         let model = if Bundle::is_bundle(path) {
             let bundle = Arc::new(Bundle::open(path)?);
-            Model::of(Checkpoint::of_bundle(&bundle)?, Some(bundle))?
+            Model::of(Checkpoint::of_bundle(&bundle)?, Some(bundle), true)?
         } else {
-            Model::of(Checkpoint::open(path)?, None)?
+            Model::of(Checkpoint::open(path)?, None, false)?
         };
         match model.warnings.first().filter(|_| options.strict) {
             Some(warning) => {
@@ -69,7 +70,16 @@ impl Model {
         }
     }
 
-    fn of(checkpoint: Checkpoint, bundle: Option<Arc<Bundle>>) -> Result<Model> {
+    /// Opens the trunk of a bundle that is being written to `dir`: its config.json and these trunk files are there
+    /// already, its banks are not. The codecs are those of `trunk_codecs` in the manifest to come.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_trunk(dir: &Path, files: Vec<String>, codecs: &BTreeMap<String, String>) -> Result<Model> {
+        Model::of(Checkpoint::of_trunk(dir, files, codecs)?, None, true)
+    }
+
+    fn of(checkpoint: Checkpoint, bundle: Option<Arc<Bundle>>, in_banks: bool) -> Result<Model> {
         let config = read_config(checkpoint.place())?;
         let family = Family::of(&config)?;
         let mut spec = describe(family, &config)?;
@@ -79,7 +89,7 @@ impl Model {
             family,
             spec: &spec,
             checkpoint: &checkpoint,
-            in_banks: bundle.is_some(),
+            in_banks,
             head_may_be_tied: spec.tied_head || !config.mentions(&["tie_word_embeddings"]),
             fp8_block,
         })?;
@@ -194,9 +204,6 @@ fn check_bundle(bundle: &Bundle, family: &Family, spec: &ModelSpec) -> Result<()
         let (said, is) = (&bundle.manifest.family, family.name());
         return bad(format!("the manifest says family {said:?}, config.json says {is:?}"));
     }
-    if let Some((name, codec)) = bundle.manifest.trunk_codecs.first_key_value() {
-        return bad(format!("trunk tensor {name} is stored as {codec}, which this version cannot read"));
-    }
     let expected: Vec<(u64, u64)> =
         spec.moe_layers().map(|(l, moe)| (l as u64, moe.n_experts as u64)).collect();
     let found: Vec<(u64, u64)> =
@@ -236,7 +243,8 @@ fn is_tied(
 /// Whether two tensors have the same bytes.
 fn equal(checkpoint: &Checkpoint, a: &SourceTensor, b: &SourceTensor) -> Result<bool> {
     const CHUNK_BYTES: u64 = 1 << 20;
-    if a.dtype != b.dtype || a.bytes() != b.bytes() {
+    let coded = [a, b].iter().any(|t| checkpoint.coded(&t.name).is_some());
+    if coded || a.dtype != b.dtype || a.bytes() != b.bytes() {
         return Ok(false);
     }
     let mut at = 0;

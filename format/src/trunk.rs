@@ -19,6 +19,12 @@ use crate::layout::{TENSOR_ALIGN, TensorList, align_up, header_bytes, is_pad};
 use crate::limits::DIMS_MAX;
 use crate::safetensors::{Header, METADATA, check_name};
 
+/// Shapes `[rows, cols]` of the matrices whose planes a trunk file has, by tensor name.
+pub type Shapes = BTreeMap<String, [u64; 2]>;
+
+/// The key of the string table that has them, as JSON; absent where there are none.
+const SHAPES: &str = "shapes";
+
 /// What `format` says in a trunk file's string table.
 pub const TRUNK_FORMAT: &str = "moepack.trunk";
 
@@ -84,7 +90,15 @@ impl TrunkWriter {
     /// # Errors
     /// Names that are reserved or used twice, impossible shapes, or what the operating system says.
     pub fn create(path: &Path, tensors: &[PlaneSpec]) -> Result<TrunkWriter> {
-        let (list, json, data_offset) = head(tensors).in_file(path)?;
+        TrunkWriter::create_coded(path, tensors, &Shapes::new())
+    }
+
+    /// Starts a file some of whose tensors are planes of coded matrices, which have these shapes.
+    ///
+    /// # Errors
+    /// As [`TrunkWriter::create`].
+    pub fn create_coded(path: &Path, tensors: &[PlaneSpec], shapes: &Shapes) -> Result<TrunkWriter> {
+        let (list, json, data_offset) = head(tensors, shapes).in_file(path)?;
         let file = AtomicFile::create(path)?;
         let hash = Sha256::new();
         let mut new = TrunkWriter { file, hash, list, data_offset, current: 0, payload_bytes: 0 };
@@ -156,20 +170,24 @@ impl TrunkWriter {
     }
 }
 
-/// Bytes of the file that [`TrunkWriter`] makes of these tensors.
+/// Bytes of the file that [`TrunkWriter`] makes of these tensors and shapes.
 ///
 /// # Errors
 /// Those of [`TrunkWriter::create`], but for the operating system's.
-pub fn trunk_file_bytes(tensors: &[PlaneSpec]) -> Result<u64> {
-    let (list, _, data_offset) = head(tensors)?;
+pub fn trunk_file_bytes(tensors: &[PlaneSpec], shapes: &Shapes) -> Result<u64> {
+    let (list, _, data_offset) = head(tensors, shapes)?;
     Ok(data_offset.saturating_add(list.end()))
 }
 
 /// Where the tensors lie, the header's JSON, and where the data start.
-fn head(tensors: &[PlaneSpec]) -> Result<(TensorList, String, u64)> {
+fn head(tensors: &[PlaneSpec], shapes: &Shapes) -> Result<(TensorList, String, u64)> {
     let list = lay_out(tensors)?;
     let entries = [("format", TRUNK_FORMAT), ("format_version", FILE_VERSION)];
-    let strings: BTreeMap<_, _> = entries.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let mut strings: BTreeMap<_, _> = entries.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    if !shapes.is_empty() {
+        let json = serde_json::to_string(shapes).map_err(|e| Error::bad_data(format!("shapes: {e}")))?;
+        strings.insert(SHAPES.to_owned(), json);
+    }
     let json = list.json(&strings)?;
     let data_offset = align_up(8 + json.len() as u64, TENSOR_ALIGN)?;
     Ok((list, json, data_offset))
@@ -223,6 +241,17 @@ impl TrunkFile {
         Ok(TrunkFile { file, header })
     }
 
+    /// Shapes of the matrices whose planes the file has.
+    ///
+    /// # Errors
+    /// `BadData` if the string table has no such JSON.
+    pub fn shapes(&self) -> Result<Shapes> {
+        let Some(text) = self.header.metadata.get(SHAPES) else { return Ok(Shapes::new()) };
+        serde_json::from_str(text)
+            .map_err(|e| Error::bad_data(format!("{SHAPES:?} of the string table: {e}")))
+            .in_file(self.file.path())
+    }
+
     /// Start and end of every pad of the file.
     pub fn pads(&self) -> impl Iterator<Item = (u64, u64)> {
         self.header.tensors.iter().filter(|t| is_pad(&t.name)).map(|t| (t.start, t.end))
@@ -258,7 +287,7 @@ mod tests {
         let summary = w.finish().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(summary.bytes, bytes.len() as u64);
-        assert_eq!(trunk_file_bytes(&specs()), Ok(summary.bytes));
+        assert_eq!(trunk_file_bytes(&specs(), &Shapes::new()), Ok(summary.bytes));
         assert_eq!((summary.payload_bytes, summary.padding_bytes), (318, 212 + 240 + 254));
         let stock = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(stock.tensor("a").unwrap().data(), a);
@@ -269,6 +298,19 @@ mod tests {
         assert_eq!(ours.file.sha256(&|| false).unwrap(), summary.sha256);
         assert!(specs().iter().all(|s| ours.header.get(&s.name).unwrap().start.is_multiple_of(TENSOR_ALIGN)));
         assert_eq!(ours.pads().count(), 3);
+    }
+
+    #[test]
+    fn shapes_of_coded_matrices_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(trunk_name(1, 1));
+        let specs = [PlaneSpec::new("q.codes", Dtype::U8, &[3])];
+        let shapes = Shapes::from([("q".to_owned(), [2, 3])]);
+        let mut w = TrunkWriter::create_coded(&path, &specs, &shapes).unwrap();
+        w.write("q.codes", &[1, 2, 3]).unwrap();
+        let summary = w.finish().unwrap();
+        assert_eq!(trunk_file_bytes(&specs, &shapes), Ok(summary.bytes));
+        assert_eq!(TrunkFile::open(&path).unwrap().shapes(), Ok(shapes));
     }
 
     #[test]

@@ -55,7 +55,7 @@ struct Report<'a> {
     total_bytes: u64,
     bpw_experts: f64,
     bpw_total: f64,
-    /// Bytes of the trunk by element type.
+    /// Bytes of the trunk by element type, or by codec where a matrix is coded.
     trunk_dtypes: BTreeMap<String, u64>,
     layers: Vec<LayerReport>,
     /// With `--experts`.
@@ -97,7 +97,8 @@ fn report<'a>(model: &'a Model, args: &Arguments) -> Result<Report<'a>> {
         (layers.iter().map(|l| l.bytes).sum(), trunk.iter().map(|t| t.bytes).sum());
     let mut trunk_dtypes = BTreeMap::new();
     for tensor in trunk {
-        *trunk_dtypes.entry(tensor.dtype.name().to_owned()).or_default() += tensor.bytes;
+        let stored = model.trunk_codec(tensor).unwrap_or_else(|| tensor.dtype.name().to_owned());
+        *trunk_dtypes.entry(stored).or_default() += tensor.bytes;
     }
     let total_bytes = match model.bundle() {
         Some(bundle) => bundle.manifest.totals.bundle_bytes,

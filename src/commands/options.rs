@@ -18,7 +18,7 @@ use crate::engine::prediction::Plan;
 use crate::engine::sensitivity::{FirstPass, Sensitivity, first_pass};
 use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::warn;
-use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, moe_layers};
+use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, TrunkRule, moe_layers};
 use crate::session::Session;
 
 /// The codec where none is asked for: the smallest loss that most engines can run.
@@ -65,6 +65,12 @@ pub struct RecipeArgs {
     /// Allocation gives each expert bits of its own, by how much it is used (needs --calibrate)
     #[arg(long, conflicts_with = "recipe")]
     pub per_expert: bool,
+    /// Codec of attention, dense MLPs and shared experts; everything else of the trunk is always kept
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
+    pub trunk_codec: Option<String>,
+    /// Bits per weight of the trunk's matrices, for a --trunk-codec whose rate is free, such as tcq256
+    #[arg(long, value_name = "BITS", value_parser = bits, requires = "trunk_codec")]
+    pub trunk_bits: Option<f64>,
     /// Recipe file (TOML), as `plan -o` writes it
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -219,22 +225,34 @@ impl RecipeArgs {
         let solver_name = self.solver.as_deref().unwrap_or(default);
         solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
+        let trunk = self.trunk()?;
         let Some(limit) = limit else {
             let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
             if codec != NATIVE {
                 moepack_quant::codec(codec)?;
             }
-            return Ok(Recipe::uniform(codec, solver_name, align));
+            return Ok(Recipe { trunk, ..Recipe::uniform(codec, solver_name, align) });
         };
         let (candidates, per_expert) = (self.candidates()?, self.per_expert);
         let (solver, calibrated) = (solver_name, given.size());
-        let ask = Ask { limit, candidates, solver, align, sensitivity, per_expert, calibrated };
+        let trunk = trunk.as_ref();
+        let ask = Ask { limit, candidates, solver, trunk, align, sensitivity, per_expert, calibrated };
         let recipe = recipe_within(model, &ask)?;
         // The recipe of the first pass is none that anybody gets.
         if sensitivity.is_some() || given.text.is_none() {
             say_shortfall(model, &recipe, &ask)?;
         }
         Ok(recipe)
+    }
+
+    /// What becomes of the trunk; `native` is the same as nothing said.
+    fn trunk(&self) -> Result<Option<TrunkRule>> {
+        let (Some(name), bits) = (&self.trunk_codec, self.trunk_bits) else { return Ok(None) };
+        if name != NATIVE {
+            moepack_quant::codec(name)?;
+        }
+        let rule = TrunkRule { codec: name.clone(), bits };
+        Ok(Some(rule).filter(|rule| rule.codec != NATIVE || rule.bits.is_some()))
     }
 
     /// Between what a budget chooses.

@@ -1,5 +1,5 @@
-//! A bundle against the checkpoint it was made from: what was kept is the same to the bit, what was quantized is
-//! within the error that the manifest records.
+//! A bundle against the checkpoint it was made from: what was kept is the same to the bit, experts that were quantized are
+//! within the error that the manifest records, and trunk matrices are what coding them once more gives.
 
 use moepack_convert::spec::Part;
 use moepack_convert::{CodedExpert, Model, TrunkTensor};
@@ -9,7 +9,8 @@ use moepack_quant::Isa;
 use moepack_verify::drift::SquareSums;
 use moepack_verify::forward::ordered;
 
-use crate::recipe::{matrix_name, moe_layers};
+use crate::engine::trunk::Trunk;
+use crate::recipe::{Choice, TrunkRule, matrix_name, moe_layers};
 use crate::session::Session;
 
 /// The recorded error is a sum in another order; this much more is rounding.
@@ -23,9 +24,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// What cannot be read; a requested stop.
 pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<Vec<Damage>> {
     let mut damage = Vec::new();
-    for tensor in checkpoint.trunk_tensors() {
+    let coded = Trunk::of(checkpoint, &trunk_choice(bundle)?)?;
+    for tensor in checkpoint.trunk_tensors().iter().filter(|t| !coded.leaves_out(&t.name)) {
         session.stop.check()?;
-        damage.extend(trunk(bundle, checkpoint, tensor)?);
+        damage.extend(trunk(bundle, checkpoint, &coded, tensor)?);
     }
     if moe_layers(bundle.spec()) != moe_layers(checkpoint.spec()) {
         damage.push(difference("manifest.json", None, "the checkpoint has other layers or experts".into()));
@@ -37,7 +39,27 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
     Ok(damage)
 }
 
-fn trunk(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<Option<Damage>> {
+/// What the bundle's recipe says of the trunk.
+fn trunk_choice(bundle: &Model) -> Result<Choice> {
+    let Some(manifest) = bundle.bundle().map(|b| &b.manifest) else { return Ok(Choice::Native) };
+    if manifest.trunk_codecs.is_empty() {
+        return Ok(Choice::Native);
+    }
+    let rule = manifest.recipe.get("recipe").and_then(|r| r.get("trunk")).cloned().unwrap_or_default();
+    serde_json::from_value::<TrunkRule>(rule)
+        .map_err(|e| {
+            Error::bad_data(format!("trunk matrices are coded, but the recipe does not say how: {e}"))
+        })
+        .and_then(|rule| rule.choice())
+        .map_err(|e| e.in_file(bundle.root()))
+}
+
+fn trunk(
+    bundle: &Model,
+    checkpoint: &Model,
+    coded: &Trunk<'_>,
+    tensor: &TrunkTensor,
+) -> Result<Option<Damage>> {
     let damage = |byte, what: String| {
         let tensor = Some(tensor.name.clone());
         Some(Damage { tensor, byte, ..difference("trunk", None, what) })
@@ -45,6 +67,17 @@ fn trunk(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<Opt
     let Some(kept) = bundle.trunk_tensors().iter().find(|t| t.name == tensor.name) else {
         return Ok(damage(None, "the checkpoint has it, the bundle does not".into()));
     };
+    match (bundle.trunk_codec(kept), coded.encoded(checkpoint, tensor)?) {
+        (None, None) => {}
+        (Some(_), Some(planes)) if bundle.trunk_planes(kept)? == planes => return Ok(None),
+        (Some(codec), Some(_)) => {
+            return Ok(damage(None, format!("is not what coding the checkpoint's as {codec} gives")));
+        }
+        (found, _) => {
+            let found = found.unwrap_or_else(|| "released".to_owned());
+            return Ok(damage(None, format!("stored as {found}, which is not what the recipe says")));
+        }
+    }
     if (kept.dtype, &kept.shape) != (tensor.dtype, &tensor.shape) {
         let what = format!(
             "{} {:?}, the checkpoint has {} {:?}",

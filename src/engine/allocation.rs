@@ -12,7 +12,9 @@ use moepack_format::{Error, Result};
 use crate::engine::sensitivity::Sensitivity;
 use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::say;
-use crate::recipe::{Choices, MATRICES, Recipe, Rule, SCHEMA, matrix_name, matrix_pattern, moe_layers};
+use crate::recipe::{
+    Choices, MATRICES, Recipe, Rule, SCHEMA, TrunkRule, matrix_name, matrix_pattern, moe_layers,
+};
 
 pub mod fixed;
 pub mod free;
@@ -45,6 +47,8 @@ pub struct Ask<'a> {
     pub candidates: Candidates,
     /// Solver of the recipe.
     pub solver: &'a str,
+    /// What becomes of the trunk.
+    pub trunk: Option<&'a TrunkRule>,
     /// Alignment of records.
     pub align: u64,
     /// What the model is sensitive to, where that was measured.
@@ -61,7 +65,8 @@ impl Ask<'_> {
             Limit::Bits(_) => None,
             Limit::BundleBytes(bytes) => Some(bytes),
         };
-        Recipe { schema: SCHEMA, solver: self.solver.to_owned(), align: self.align, target_bytes, rules }
+        let (solver, trunk) = (self.solver.to_owned(), self.trunk.cloned());
+        Recipe { schema: SCHEMA, solver, align: self.align, target_bytes, trunk, rules }
     }
 }
 

@@ -72,6 +72,8 @@ impl Budget {
         // A thread holds the released expert, one matrix in f32 and one being coded; finished ones wait coded.
         let coded = sizes.expert_coded_bytes_max * (1 + AHEAD);
         let mut layers = threads * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded);
+        // So do the trunk's matrices before them.
+        let coded_trunk = (threads + AHEAD) * sizes.trunk_coding_bytes_max;
         let (mut streams, mut head) = (0, 0);
         // The evaluation is two streams; an expert's outputs of both wait for their turn, a third one is compared.
         for (windows, n_streams, n_compared) in [(calibration, 1, 0), (evaluation, 2, 1)] {
@@ -85,12 +87,14 @@ impl Budget {
             layers += hessian_bytes(spec, threads);
         }
         if let Some(ctx) = [calibration, evaluation].into_iter().flatten().map(Windows::ctx).max() {
-            layers += layer_bytes_max(model) + threads * (3 * expert_bytes(spec) + window_bytes(spec, ctx));
+            let n_trunks = if evaluation.is_some() && coded_trunk > 0 { 2 } else { 1 };
+            layers += n_trunks * layer_bytes_max(model)
+                + threads * (3 * expert_bytes(spec) + window_bytes(spec, ctx));
             head = if evaluation.is_some() { head_bytes(model) + 2 * threads * logit_bytes(spec) } else { 0 };
         }
         let has_text = calibration.is_some() || evaluation.is_some();
         let base = if has_text { BASE_BYTES } else { PROGRAM_BYTES };
-        let bytes = base + header_bytes(model) + streams + layers.max(head);
+        let bytes = base + header_bytes(model) + streams + layers.max(head).max(coded_trunk);
         // Without a text experts are coded nearly as fast as they are written, and few wait.
         let few_wait = PROGRAM_SPARE_BYTES + sizes.expert_coded_bytes_max * (threads + 1);
         let spare = if has_text { 0 } else { few_wait };

@@ -51,19 +51,20 @@ pub struct ExpertWork<'a> {
 pub type LayerDone = (LayerNote, Option<Delta>, Option<PairDelta>);
 
 impl ExpertWork<'_> {
-    /// Does it. With `finished`, the bank is there from an earlier run and its experts are read instead of coded.
+    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. With `finished`, the bank is there from an earlier run and its experts are read instead of coded.
     ///
     /// # Errors
     /// What cannot be read, coded or written; a requested stop.
     pub fn run(
         &self,
-        weights: Option<&LayerWeights>,
+        trunk: Option<[&LayerWeights; 2]>,
         calibration: Option<&Calibration>,
         pair: Option<&Pair>,
         finished: Option<LayerNote>,
     ) -> Result<LayerDone> {
+        let weights = trunk.map(|[weights, _]| weights);
         let calibrating = calibration.zip(weights).map(|(c, w)| c.route(w)).transpose()?;
-        let pairing = pair.zip(weights).map(|(p, w)| p.route(w, w)).transpose()?;
+        let pairing = pair.zip(trunk).map(|(p, [own, coded])| p.route(own, coded)).transpose()?;
         let solver = solver(&self.recipe.solver)?;
         let coder = Coder { isa: self.isa, choices: self.choices, solver };
         let with_pool = calibrating.as_ref().filter(|_| finished.is_none());

@@ -1,10 +1,12 @@
 //! The main job: checkpoint in, bundle out, calibrated and measured on the way.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use moepack_convert::Model;
 use moepack_convert::spec::Mlp;
 use moepack_format::manifest::{FileEntry, Manifest};
+use moepack_format::trunk::FileSummary;
 use moepack_format::{Error, Result};
 use moepack_quant::Isa;
 use moepack_verify::forward::LayerWeights;
@@ -17,6 +19,8 @@ use crate::engine::hash::Hashes;
 use crate::engine::pair::{Drift, Pair};
 use crate::engine::sizes::Sizes;
 use crate::engine::stats::{StatsFile, tokens_sha256};
+use crate::engine::trunk::Trunk;
+use crate::engine::trunk::write::TrunkWork;
 use crate::engine::workspace::Workspace;
 use crate::engine::writer::{self, LayerNote, Pieces, layer_note};
 use crate::progress::Progress;
@@ -102,23 +106,40 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         let hashes = Hashes::start(scope, paths, stop.clone());
         let progress = session.progress("quantize", job.sizes.source_bytes, job.sizes.n_experts());
         let mut notes = Vec::new();
-        let trunk = writer::write_trunk(model, workspace, &progress, stop)?;
+        let coded_trunk = Trunk::of(model, job.choices.trunk())?;
+        let (trunk_codecs, left_out) = (coded_trunk.codecs(), coded_trunk.left_out());
+        let trunk = TrunkWork { model, workspace, progress: &progress, stop }.write(&coded_trunk)?;
         let side = writer::write_side_files(model, workspace, &mut notes)?;
+        let written = written_trunk(&job, workspace, &trunk, &trunk_codecs)?;
         let align = job.recipe.align;
-        let (layers, drift) = Layers::begin(job, workspace, &progress, session)?.run()?;
+        let (layers, drift) = Layers::begin(job, written, workspace, &progress, session)?.run()?;
         stop.check()?;
         let hashes = hashes.finish()?;
         stop.check()?;
         model.check_unchanged()?;
         let entry = |((path, _, bytes), sha256)| FileEntry { path, bytes, sha256 };
         let sources = sources.into_iter().zip(hashes).map(entry).collect();
-        let pieces = Pieces { trunk, layers, side, sources, recipe: kept, align };
+        let pieces = Pieces { trunk, trunk_codecs, left_out, layers, side, sources, recipe: kept, align };
         let mut manifest = writer::manifest(model, pieces);
         writer::fill_up(&mut manifest, recipe)?;
         Ok::<_, Error>((manifest, drift, notes))
     })?;
     manifest.write(workspace.dir())?;
     Ok(Outcome { manifest, drift, resumed: workspace.resumed(), notes })
+}
+
+/// The trunk that was written, for the bundle's side of the evaluation; `None` where that is the checkpoint's.
+fn written_trunk(
+    job: &Job<'_>,
+    workspace: &Workspace,
+    files: &[FileSummary],
+    codecs: &BTreeMap<String, String>,
+) -> Result<Option<Model>> {
+    if job.evaluation.is_none() || codecs.is_empty() {
+        return Ok(None);
+    }
+    let names = files.iter().map(|f| f.file.clone()).collect();
+    Model::open_trunk(workspace.dir(), names, codecs).map(Some)
 }
 
 /// The layers, one after the other.
@@ -130,20 +151,38 @@ struct Layers<'a> {
     session: &'a Session,
     calibration: Option<Calibration>,
     pair: Option<Pair>,
+    /// The bundle's trunk, where it is another than the checkpoint's.
+    trunk: Option<Model>,
     done: Vec<LayerNote>,
+}
+
+/// A layer's trunk on its way.
+struct Entered {
+    weights: LayerWeights,
+    /// The bundle's, where it is another.
+    coded: Option<LayerWeights>,
+}
+
+impl Entered {
+    /// The checkpoint's and the bundle's.
+    fn both(&self) -> [&LayerWeights; 2] {
+        [&self.weights, self.coded.as_ref().unwrap_or(&self.weights)]
+    }
 }
 
 impl<'a> Layers<'a> {
     fn begin(
         mut job: Job<'a>,
+        trunk: Option<Model>,
         workspace: &'a Workspace,
         progress: &'a Progress,
         session: &'a Session,
     ) -> Result<Layers<'a>> {
         let (isa, model) = (Isa::get(), job.model);
         let calibration = job.calibration.take().map(|w| Calibration::begin(isa, model, w)).transpose()?;
+        // Embedding and head are never coded, so both sides have the checkpoint's.
         let pair = job.evaluation.take().map(|w| Pair::begin(isa, model, model, w)).transpose()?;
-        Ok(Layers { isa, job, workspace, progress, session, calibration, pair, done: Vec::new() })
+        Ok(Layers { isa, job, workspace, progress, session, calibration, pair, trunk, done: Vec::new() })
     }
 
     fn run(mut self) -> Result<(Vec<LayerNote>, Option<Drift>)> {
@@ -159,19 +198,21 @@ impl<'a> Layers<'a> {
         Ok((self.done, drift))
     }
 
-    /// The layer's trunk, and every text through its attention; nothing where no text is on the way.
-    fn enter(&mut self, l: usize) -> Result<Option<LayerWeights>> {
+    /// The layer's trunk, the checkpoint's and the bundle's where that is another, and every text through its attention;
+    /// nothing where no text is on the way.
+    fn enter(&mut self, l: usize) -> Result<Option<Entered>> {
         if self.calibration.is_none() && self.pair.is_none() {
             return Ok(None);
         }
-        let weights = LayerWeights::load(self.isa, self.job.model, l)?;
+        let load = |model: &Model| LayerWeights::load(self.isa, model, l);
+        let (weights, coded) = (load(self.job.model)?, self.trunk.as_ref().map(load).transpose()?);
         if let Some(calibration) = &mut self.calibration {
             calibration.enter(&weights)?;
         }
         if let Some(pair) = &mut self.pair {
-            pair.enter(&weights, &weights)?;
+            pair.enter(&weights, coded.as_ref().unwrap_or(&weights))?;
         }
-        Ok(Some(weights))
+        Ok(Some(Entered { weights, coded }))
     }
 
     fn dense(&mut self, l: usize) -> Result<()> {
@@ -205,7 +246,12 @@ impl<'a> Layers<'a> {
                     n_experts,
                     inter,
                 };
-                work.run(weights.as_ref(), self.calibration.as_ref(), self.pair.as_ref(), finished)?
+                work.run(
+                    weights.as_ref().map(Entered::both),
+                    self.calibration.as_ref(),
+                    self.pair.as_ref(),
+                    finished,
+                )?
             }
         };
         if let (Some(calibration), Some(delta)) = (&mut self.calibration, calibrated) {

@@ -4,10 +4,10 @@ use moepack_convert::spec::Part;
 use moepack_convert::{Model, StoredPart};
 use moepack_format::bank::{PLANE_HEADER_BYTES, TABLE_HEADER_BYTES};
 use moepack_format::index::ROW_BYTES;
-use moepack_format::trunk::{TRUNK_BYTES_DEFAULT, split_trunk, trunk_file_bytes};
 use moepack_format::{Context, Error, Kind, PlaneSpec, Result, TENSOR_ALIGN};
 use moepack_quant::CodecRef;
 
+use crate::engine::trunk::Trunk;
 use crate::recipe::{Choice, Choices, MATRICES, Recipe, matrix_name, moe_layers};
 
 mod manifest;
@@ -19,10 +19,12 @@ pub use manifest::CalibrationSize;
 pub struct Sizes {
     /// Bytes to be read: trunk and experts.
     pub source_bytes: u64,
-    /// Bytes of the trunk's tensors.
+    /// Bytes of the trunk's tensors, at most.
     pub trunk_bytes: u64,
     /// Bytes of each trunk file.
     trunk_files: Vec<u64>,
+    /// Bytes that coding the largest trunk matrix takes; 0 where none is coded.
+    pub trunk_coding_bytes_max: u64,
     /// Bytes of the side files.
     pub side_bytes: u64,
     /// Bytes of the manifest, at most.
@@ -85,10 +87,12 @@ impl Sizes {
     ) -> Result<Sizes> {
         let side = model.side_files(&mut Vec::new())?;
         let align = recipe.align;
+        let trunk = Trunk::of(model, choices.trunk())?;
         let mut sizes = Sizes {
             align,
-            trunk_bytes: model.trunk_tensors().iter().map(|t| t.bytes).sum(),
-            trunk_files: trunk_files(model)?,
+            trunk_bytes: trunk.bytes()?,
+            trunk_files: trunk.file_bytes()?,
+            trunk_coding_bytes_max: trunk.coding_bytes_max(),
             side_bytes: side.iter().map(|f| f.bytes).sum(),
             ..Sizes::default()
         };
@@ -98,8 +102,10 @@ impl Sizes {
             sizes.layers.push(layer_sizes);
         }
         refuse(&impossible)?;
-        sizes.source_bytes = sizes.trunk_bytes + sizes.layers.iter().map(|l| l.source_bytes).sum::<u64>();
-        sizes.manifest_bytes = manifest::manifest_bytes(model, recipe, choices, &sizes, calibrated)?;
+        let trunk_source: u64 = model.trunk_tensors().iter().map(|t| t.bytes).sum();
+        sizes.source_bytes = trunk_source + sizes.layers.iter().map(|l| l.source_bytes).sum::<u64>();
+        sizes.manifest_bytes =
+            manifest::manifest_bytes(model, recipe, choices, (&sizes, &trunk), calibrated)?;
         sizes.fill_bytes = recipe.fill_bytes(sizes.bundle_bytes());
         Ok(sizes)
     }
@@ -200,14 +206,6 @@ fn coded_parts(
         Ok((stored, codec))
     };
     model.expert_parts(layer, expert)?.into_iter().map(with_codec).collect()
-}
-
-/// Bytes of each trunk file.
-fn trunk_files(model: &Model) -> Result<Vec<u64>> {
-    let spec = |t: &moepack_convert::TrunkTensor| PlaneSpec::new(&t.name, t.dtype, &t.shape);
-    let specs: Vec<PlaneSpec> = model.trunk_tensors().iter().map(spec).collect();
-    let files = split_trunk(&specs, TRUNK_BYTES_DEFAULT)?.into_iter();
-    files.map(|range| trunk_file_bytes(specs.get(range).unwrap_or_default())).collect()
 }
 
 /// Where a record ends that ended at `end` before these planes were appended.

@@ -1,73 +1,26 @@
-//! Writing the files of a bundle: trunk, banks, side files, manifest.
+//! Writing the files of a bundle: banks, side files, manifest. The trunk is written by `trunk/write.rs`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moepack_convert::{FiniteCheck, Model};
+use moepack_convert::Model;
 use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
 use moepack_format::manifest::{
     BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, PerExpert,
     ProjectionEntry, Provenance, Tool, Totals, TrunkEntry, four_digits,
 };
-use moepack_format::trunk::{FileSummary, TRUNK_BYTES_DEFAULT, TrunkWriter, split_trunk, trunk_name};
-use moepack_format::{Context, Error, InputFile, PlaneSpec, Result, atomic};
+use moepack_format::trunk::FileSummary;
+use moepack_format::{Context, Error, InputFile, Result, atomic};
 
 use moepack_verify::drift::SquareSums;
 
 use crate::engine::coder::{Coded, MatrixNote};
 use crate::engine::evidence::Source;
 use crate::engine::workspace::Workspace;
-use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::stop::Stop;
 
 /// The solver that codes what another codes worse.
 const FALLBACK: &str = "rtn";
-/// Bytes of a trunk tensor copied at a time.
-const CHUNK_BYTES: usize = 1 << 20;
-/// The note about the trunk in a workspace.
-const TRUNK_NOTE: &str = "trunk";
-
-/// Copies every trunk tensor as it is, in the order of the checkpoint's files.
-///
-/// # Errors
-/// What cannot be read or written; a requested stop.
-pub fn write_trunk(
-    model: &Model,
-    workspace: &Workspace,
-    progress: &Progress,
-    stop: &Stop,
-) -> Result<Vec<FileSummary>> {
-    if let Some(done) = workspace.note(TRUNK_NOTE)? {
-        return Ok(done);
-    }
-    let tensors = model.trunk_tensors();
-    let specs: Vec<PlaneSpec> = tensors.iter().map(|t| PlaneSpec::new(&t.name, t.dtype, &t.shape)).collect();
-    let files = split_trunk(&specs, TRUNK_BYTES_DEFAULT)?;
-    let mut summaries = Vec::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    for (i, range) in files.iter().enumerate() {
-        let path = workspace.dir().join(trunk_name(i + 1, files.len()));
-        let mut writer = TrunkWriter::create(&path, specs.get(range.clone()).unwrap_or_default())?;
-        for tensor in tensors.get(range.clone()).unwrap_or_default() {
-            let (mut at, mut finite) = (0, FiniteCheck::new(tensor.dtype));
-            while at < tensor.bytes {
-                stop.check()?;
-                let n = usize::try_from(tensor.bytes - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-                let bytes = chunk.get_mut(..n).unwrap_or_default();
-                model.read_raw(tensor, at, bytes)?;
-                finite.look(bytes);
-                writer.write(&tensor.name, bytes)?;
-                at += n as u64;
-                progress.add(n as u64, 0);
-            }
-            finite.finish().map_err(|e| model.at_trunk(tensor, e))?;
-        }
-        summaries.push(writer.finish()?);
-    }
-    workspace.leave_note(TRUNK_NOTE, &summaries)?;
-    Ok(summaries)
-}
 
 /// A bank being written, with what the manifest wants to know of it.
 #[derive(Debug)]
@@ -205,6 +158,10 @@ pub fn write_side_files(
 pub struct Pieces {
     /// Trunk files in order.
     pub trunk: Vec<FileSummary>,
+    /// Codec of each trunk matrix that is coded.
+    pub trunk_codecs: BTreeMap<String, String>,
+    /// What is left out because of that.
+    pub left_out: Vec<LeftOut>,
     /// Banks in order of layers.
     pub layers: Vec<LayerNote>,
     /// Side files.
@@ -248,9 +205,10 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         files,
         layers,
         trunk,
-        trunk_codecs: BTreeMap::new(),
+        trunk_codecs: pieces.trunk_codecs,
         left_out: left_out
             .map(|(name, reason)| LeftOut { name: name.clone(), reason: reason.clone() })
+            .chain(pieces.left_out)
             .collect(),
         sha256: String::new(),
     }

@@ -16,3 +16,4 @@ mod paging;
 mod resume;
 mod support;
 mod tidy;
+mod trunk;

@@ -112,7 +112,18 @@ fn stop_when(mut child: Child, signal: &str, ready: impl Fn() -> bool) -> Option
 
 fn args(out: &str) -> Vec<String> {
     let model = model();
-    let args = ["quantize", &model, "-o", out, "--codec", "int3", "--calibrate", "calibration.txt"];
+    let args = [
+        "quantize",
+        &model,
+        "-o",
+        out,
+        "--codec",
+        "int3",
+        "--trunk-codec",
+        "int8",
+        "--calibrate",
+        "calibration.txt",
+    ];
     args.into_iter().map(str::to_owned).collect()
 }
 

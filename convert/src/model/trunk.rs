@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use moepack_format::{Dtype, Error, Result};
-use moepack_quant::Isa;
+use moepack_quant::{Isa, Planes};
 
 use super::{Model, to_usize};
 use crate::catalog::{TrunkTensor, matrix};
-use crate::checkpoint::{SourceTensor, length, zeroed};
+use crate::checkpoint::{CodedTensor, SourceTensor, length, zeroed};
 use crate::coded::check_finite;
 use crate::encoding::{check_scales, encoding, not_integers};
 use crate::spec::Role;
@@ -82,10 +82,25 @@ impl Model {
         self.catalog.trunk.iter().filter(|t| !t.is_scale).map(n).sum()
     }
 
+    /// The codec of a trunk matrix that a bundle does not store as the checkpoint has it.
+    pub fn trunk_codec(&self, tensor: &TrunkTensor) -> Option<String> {
+        self.checkpoint.coded(&tensor.name).map(|coded| coded.codec.name())
+    }
+
+    /// The planes of a trunk matrix that a bundle has coded.
+    ///
+    /// # Errors
+    /// A tensor that is not coded; what cannot be read.
+    pub fn trunk_planes(&self, tensor: &TrunkTensor) -> Result<Planes> {
+        let coded = self.checkpoint.coded(&tensor.name);
+        let coded = coded.ok_or_else(|| Error::bad_data("has no planes").in_tensor(&tensor.name))?;
+        coded.planes.iter().map(|plane| self.checkpoint.bytes(plane)).collect()
+    }
+
     /// Bytes of a trunk tensor as they are stored, from `offset`.
     ///
     /// # Errors
-    /// A range beyond the tensor, or what the operating system says.
+    /// A tensor that is coded, a range beyond the tensor, or what the operating system says.
     pub fn read_raw(&self, tensor: &TrunkTensor, offset: u64, buf: &mut [u8]) -> Result<()> {
         let at = self.checkpoint.tensors().get(tensor.tensor).filter(|t| *t.name == *tensor.name);
         let source = at.ok_or_else(|| Error::bad_data("no such tensor").in_tensor(&tensor.name))?;
@@ -135,14 +150,28 @@ impl Model {
                 return Err(Error::bad_data(format!("rows {rows:?} of a matrix of {n_rows} rows")));
             }
             let mut out = zeroed(rows.len().saturating_mul(cols))?;
-            match self.scales_of(tensor) {
-                Some(scales) => self.decode_scaled(tensor, scales, rows.start, &mut out)?,
-                None => self.decode_plain(tensor, [n_rows, cols], rows.start, &mut out)?,
+            match (self.checkpoint.coded(&tensor.name), self.scales_of(tensor)) {
+                (Some(coded), _) => self.decode_coded(coded, [n_rows, cols], rows.start, &mut out)?,
+                (None, Some(scales)) => self.decode_scaled(tensor, scales, rows.start, &mut out)?,
+                (None, None) => self.decode_plain(tensor, [n_rows, cols], rows.start, &mut out)?,
             }
             check_finite(Isa::get(), &out, cols)?;
             Ok(out)
         };
         inner().map_err(|e| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
+    }
+
+    /// Planes of a codec: all are read whole, because one plane may belong to many rows.
+    fn decode_coded(
+        &self,
+        coded: &CodedTensor,
+        [rows, cols]: [usize; 2],
+        first_row: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let planes = coded.planes.iter().map(|p| self.checkpoint.bytes(p)).collect::<Result<Planes>>()?;
+        let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+        coded.codec.decode(Isa::get(), &planes, rows, cols, first_row, out)
     }
 
     /// Numbers with scales: both are read whole, because a scale belongs to many rows.

@@ -90,7 +90,7 @@ fn planes_are_as_long_as_they_say_and_bits_per_weight_counts_them() {
         let bytes: usize = planes.iter().map(Vec::len).sum();
         let found = bytes as f64 * 8.0 / w.data.len() as f64;
         let most = codec.bits_per_weight(w.rows, w.cols).unwrap();
-        assert!(found == most || has_rates(codec) && found < most, "{what}: {found} of {most} bits");
+        assert!(found == most || any::has_rates(codec) && found < most, "{what}: {found} of {most} bits");
     });
 }
 
@@ -173,7 +173,7 @@ fn importance_of_any_ratio_gives_numbers_and_serves_the_important() {
             decoded.iter().zip(w.data).skip(column).step_by(4).map(square).sum()
         };
         // Steps of their own cost bits a column, which a few rows do not pay for.
-        let pays = w.rows >= 32 || !has_rates(codec);
+        let pays = w.rows >= 32 || !any::has_rates(codec);
         if w.cols % 4 == 0 && w.data.len() > 1000 && pays {
             let (with, without) = (error(&decoded, 2), error(&round_trip(codec, w, None), 2));
             assert!(with <= without, "{what}: error of the important {with:e} instead of {without:e}");

@@ -14,6 +14,7 @@ use moepack_quant::solve::solver;
 use serde_json::{Value, json};
 
 use super::{LayerSizes, Sizes};
+use crate::engine::trunk::Trunk;
 use crate::engine::writer::{LayerNote, Pieces, manifest};
 use crate::recipe::{Choices, MATRICES, Recipe};
 
@@ -41,7 +42,7 @@ pub fn manifest_bytes(
     model: &Model,
     recipe: &Recipe,
     choices: &Choices,
-    sizes: &Sizes,
+    (sizes, coded_trunk): (&Sizes, &Trunk<'_>),
     calibrated: Option<CalibrationSize>,
 ) -> Result<u64> {
     let hash = || "0".repeat(64);
@@ -60,6 +61,8 @@ pub fn manifest_bytes(
         calibrated.map_or(Value::Null, |c| json!({ "tokens": c.n_tokens, "tokens_sha256": hash() }));
     let pieces = Pieces {
         trunk: trunk.collect(),
+        trunk_codecs: coded_trunk.codecs(),
+        left_out: coded_trunk.left_out(),
         layers: layers.collect::<Result<_>>()?,
         side: model.side_files(&mut Vec::new())?.iter().map(|f| entry((&f.name, f.bytes))).collect(),
         sources: model.files().iter().map(|f| entry((&f.name, f.fingerprint.bytes))).collect(),

@@ -90,6 +90,6 @@ fn decodes_alike(
 }
 
 /// Whether its planes are as long as the rate says, so that not every bytes are a matrix.
-fn has_rates(codec: &dyn Codec) -> bool {
+pub(super) fn has_rates(codec: &dyn Codec) -> bool {
     codec.at_rate(2.0).is_some()
 }
