@@ -196,16 +196,20 @@ mod tests {
     fn noise_and_shrinkage_are_told_apart() {
         let (rows, cols, n) = (64, 64, 400);
         let isa = Isa::get();
-        let number = |i: usize| ((i * 2_654_435_761) % 65_537) as f32 / 32_768.5 - 1.0;
+        let number = |i: usize| {
+            let z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            ((z ^ z >> 27) >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
         let w: Vec<f32> = (0..rows * cols).map(number).collect();
-        let noise = |i: usize| 0.1 * number(i * 31 + 5);
+        let noise = |i: usize| 0.1 * number(i + (1 << 20));
         let plain = codec("f32").unwrap();
         let part = |data: &[f32]| {
             let planes = plain.encode(isa, Matrix { rows, cols, data }, None).unwrap();
             CodedPart { part: Part::Up, codec: plain.clone(), rows, cols, planes, source: Origin::default() }
         };
         let coded: Vec<f32> = w.iter().enumerate().map(|(i, w)| 0.9 * w + noise(i)).collect();
-        let x: Vec<f32> = (0..n * cols).map(|i| number(i * 17 + 3)).collect();
+        let x: Vec<f32> = (0..n * cols).map(|i| number(i + (1 << 21))).collect();
         let held_out = HeldOut::alike(Cow::Borrowed(&x), cols);
         let found = disturbance_of(isa, &part(&w), &part(&coded), &held_out).unwrap();
         assert!((found.shrink - 0.1).abs() < 0.01, "{found:?}");

@@ -87,6 +87,24 @@ fn a_recipe_that_allocation_wrote_makes_the_same_bundle() {
 }
 
 #[test]
+fn drift_and_memory_come_out_near_what_was_predicted() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path(), "calibration.txt", 60_000);
+    text(dir.path(), "eval.txt", 20_000);
+    let texts = ["--calibrate", "calibration.txt", "--verify", "eval.txt"];
+    let report =
+        json(dir.path(), &[&["quantize", &tiny(), "-o", "q", "--codec", "int3-g64"][..], &texts].concat());
+    let near = |predicted: &Value, found: &Value, within: f64| {
+        let ratio = predicted.as_f64().unwrap() / found.as_f64().unwrap();
+        assert!(ratio < within && ratio > 1.0 / within, "{predicted} predicted, {found} came out");
+    };
+    let predicted = &report["predicted"];
+    assert_eq!(predicted["kld_basis"], "measured");
+    near(&predicted["kld_mean"], &report["drift"]["kld_mean"], 1.5);
+    near(&predicted["peak_rss_bytes"], &report["peak_rss_bytes"], 1.5);
+}
+
+#[test]
 fn bits_of_a_fixed_rate_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let run = moepack(dir.path(), &["quantize", &tiny(), "-o", "q", "--codec", "int4", "--bits", "3"]);
