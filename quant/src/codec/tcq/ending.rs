@@ -10,6 +10,11 @@ const MEASURED_COLUMNS: usize = 6;
 const MEASURED_WEIGHTS: usize = 1 << 19;
 /// Bits that are left to spare while columns are left.
 const SPARE_BITS: f64 = 8.0;
+/// What more is spared where steps are fine: a number, and a share of the matrix.
+const SPARE_FINE_BITS: f64 = 24.0;
+const SPARE_SHARE: f64 = 4.5e-4;
+/// Bits a weight from which steps are fine.
+const FINE_BITS: f64 = 3.2;
 /// How often the last column may be coded again.
 const RETRIES: usize = 24;
 /// Units by which the steps of the last columns may lie beyond those of the others.
@@ -59,7 +64,7 @@ impl Coder<'_> {
             ending.measure(self, zeros);
         }
         if self.n_left() > 0 {
-            self.control.budget = self.control.spent + limit - ending.measured - SPARE_BITS;
+            self.control.budget = self.control.spent + limit - ending.measured - self.spare_bits();
             return self.control.solve();
         }
         let fits = ending.choice.octaves;
@@ -69,6 +74,14 @@ impl Coder<'_> {
         while ending.choice.octaves > fits + TRY / 2.0 && self.bits_so_far(zeros) > limit {
             ending.retry(self, x, -TRY);
         }
+    }
+
+    /// Bits that are left to spare while columns are left. Where steps are fine, bits weighing more hardly makes a column coarser,
+    /// and what the last one may not take must be there.
+    fn spare_bits(&self) -> f64 {
+        let bits = self.limit as f64 * 8.0;
+        let fine = bits > FINE_BITS * self.w.data.len() as f64;
+        SPARE_BITS + if fine { SPARE_FINE_BITS + SPARE_SHARE * bits } else { 0.0 }
     }
 
     /// Columns that are not coded yet.
