@@ -61,7 +61,7 @@ use super::{
 use crate::isa::Isa;
 
 mod coder;
-pub mod column;
+mod column;
 mod ending;
 mod histogram;
 mod layout;
@@ -69,8 +69,8 @@ mod rans;
 mod rate;
 mod rows;
 mod stream;
-pub mod tables;
-pub mod trellis;
+mod tables;
+mod trellis;
 
 /// Row of the table.
 pub const FAMILY: CodecFamily = CodecFamily {
