@@ -342,7 +342,7 @@ impl<'a> Coder<'a> {
         let mut exceptions = Vec::new();
         let mut streams = Vec::new();
         for rows in segments(self.w.rows) {
-            let (bytes, more) = stream::encode(&side, &self.levels, self.w.rows, rows);
+            let (bytes, more) = stream::encode(self.isa, &side, &self.levels, self.w.rows, rows);
             streams.push(bytes);
             exceptions.extend(more);
         }
