@@ -4,7 +4,7 @@ use moepack_format::{Error, Result};
 
 use super::Tcq;
 use super::column::{self, Buffers, LaneBuffers, Price};
-use super::ending::Known;
+use super::ending::{Known, Measured};
 use super::histogram::{Histogram, table_at};
 use super::layout::{
     HEADER_BYTES, ROWS_OF_STEPS, SIDE_MAX, STEP_OCTAVE, Stored, lanes, list_bits, segments, step, step_unit,
@@ -62,6 +62,10 @@ pub struct Coder<'a> {
     slack: f64,
     /// The range of steps and classes, for the last columns.
     known: Option<Known>,
+    /// What there is of a small matrix that nears its end.
+    pub(super) measured: Option<Measured>,
+    /// The bytes of what there is, where nothing was coded since they were put together.
+    pub(super) assembled: Option<Vec<u8>>,
     buffers: Buffers,
     scaled: Vec<f32>,
 }
@@ -120,6 +124,8 @@ impl<'a> Coder<'a> {
             side_bits: 0.0,
             slack,
             known: None,
+            measured: None,
+            assembled: None,
             buffers: Buffers::default(),
             scaled,
         };
@@ -281,6 +287,7 @@ impl<'a> Coder<'a> {
         // In tables for now; `finish` makes units of it.
         self.stored.classes[column] = class as i8;
         self.coded[column] = true;
+        self.assembled = None;
         self.n_coded += 1;
         self.control.took(u, bits);
         if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS
@@ -305,7 +312,7 @@ impl<'a> Coder<'a> {
     }
 
     /// Bits of steps and classes of all columns, from those so far.
-    fn side_estimate(&self) -> f64 {
+    pub(super) fn side_estimate(&self) -> f64 {
         if self.n_coded == 0 {
             return 3.0 * self.w.cols as f64;
         }
@@ -400,7 +407,10 @@ impl<'a> Coder<'a> {
         if let Some(missing) = self.coded.iter().position(|c| !c) {
             return Err(Error::bad_data(format!("column {missing} was not coded")));
         }
-        let mut bytes = self.assemble()?;
+        let mut bytes = match self.assembled.take() {
+            Some(bytes) => bytes,
+            None => self.assemble()?,
+        };
         // Hardly ever, since `note` watches the bits: the last columns, which matter least, give way.
         let mut order: Vec<usize> = (0..self.w.cols).collect();
         order.sort_by_key(|&c| std::cmp::Reverse(self.place[c]));

@@ -47,13 +47,19 @@ impl Coder<'_> {
         self.n_left() < MEASURED_COLUMNS && self.w.data.len() <= MEASURED_WEIGHTS
     }
 
-    /// Encodes what there is, so that the columns that are left know to the byte what they may take. The column that was
-    /// coded last, for `choice` and in `own` bits, gets coarser if not even zeros would fit behind it; the last of all gets
-    /// finer until the bytes are filled.
+    /// Sees to it that the columns that are left can take what is left. The one that was coded last, for `choice` and in `own`
+    /// bits, gets coarser if not even zeros would fit behind it; the last of all gets finer until the bytes are filled. The
+    /// first and the last of these columns are encoded with all the others to know the bytes; those between are reckoned.
     pub(super) fn measure(&mut self, column: usize, x: &[f32], choice: Choice, own: f64) {
         let (limit, zeros) = (self.limit as f64 * 8.0, self.zero_bits());
         let room = limit - self.n_left() as f64 * zeros;
-        let mut ending = Ending { column, choice, own, measured: self.bits_so_far(zeros), own_measured: own };
+        let side = self.side_estimate();
+        let exact = self.n_left() == 0 || self.measured.is_none();
+        let measured = match self.measured {
+            Some(before) if !exact => before.bits + own + side - before.side,
+            _ => self.bits_so_far(zeros),
+        };
+        let mut ending = Ending { column, choice, own, measured, own_measured: own };
         for _ in 0..RETRIES {
             if ending.measured <= room {
                 break;
@@ -61,8 +67,10 @@ impl Coder<'_> {
             while ending.bits() > room && ending.choice.octaves > choice.octaves - TRY * RETRIES as f64 {
                 ending.retry(self, x, -TRY);
             }
-            ending.measure(self, zeros);
+            let measured = if exact { self.bits_so_far(zeros) } else { ending.bits() };
+            (ending.measured, ending.own_measured) = (measured, ending.own);
         }
+        self.measured = Some(Measured { bits: ending.measured, side });
         if self.n_left() > 0 {
             self.control.budget = self.control.spent + limit - ending.measured - self.spare_bits();
             return self.control.solve();
@@ -71,8 +79,14 @@ impl Coder<'_> {
         while ending.bits() <= limit && ending.choice.octaves < fits + TRY * RETRIES as f64 {
             ending.retry(self, x, TRY);
         }
-        while ending.choice.octaves > fits + TRY / 2.0 && self.bits_so_far(zeros) > limit {
-            ending.retry(self, x, -TRY);
+        while ending.choice.octaves > fits + TRY / 2.0 {
+            (ending.measured, ending.own_measured) = (self.bits_so_far(zeros), ending.own);
+            if ending.measured <= limit {
+                break;
+            }
+            while ending.bits() > limit && ending.choice.octaves > fits + TRY / 2.0 {
+                ending.retry(self, x, -TRY);
+            }
         }
     }
 
@@ -96,10 +110,19 @@ impl Coder<'_> {
     }
 
     /// Bits of the matrix if the columns that are left took none instead of `zeros`.
-    fn bits_so_far(&self, zeros: f64) -> f64 {
-        let bytes = self.assemble().map_or(usize::MAX, |bytes| bytes.len());
+    fn bits_so_far(&mut self, zeros: f64) -> f64 {
+        self.assembled = self.assemble().ok();
+        let bytes = self.assembled.as_ref().map_or(usize::MAX, Vec::len);
         bytes as f64 * 8.0 - self.n_left() as f64 * zeros
     }
+}
+
+/// What a matrix takes without the columns that are left.
+#[derive(Clone, Copy)]
+pub struct Measured {
+    bits: f64,
+    /// What its side information was reckoned to take then.
+    side: f64,
 }
 
 /// A column that is coded again and again.
@@ -119,13 +142,10 @@ impl Ending {
         self.measured + self.own - self.own_measured
     }
 
-    fn measure(&mut self, coder: &Coder<'_>, zeros: f64) {
-        (self.measured, self.own_measured) = (coder.bits_so_far(zeros), self.own);
-    }
-
     /// Codes it again, bits weighing more or less. The step stays, since another would be one more value to tell.
     fn retry(&mut self, coder: &mut Coder<'_>, x: &[f32], octaves: f64) {
         self.choice.octaves += octaves;
+        coder.assembled = None;
         let mut levels = std::mem::take(&mut coder.levels);
         let own = &mut levels[self.column * coder.w.rows..][..coder.w.rows];
         coder.search(x, self.choice, own);
