@@ -3,6 +3,9 @@
 use super::rows::RowClasses;
 use super::tables::{self, TABLES, Table};
 
+/// Tables that are counted in by turns.
+const TABLES_OF_COUNTS: usize = 4;
+
 /// How often each level occurs in each row class.
 pub struct Histogram {
     /// `[row classes][levels]`, levels from `first` on.
@@ -20,9 +23,20 @@ impl Histogram {
         let range = levels.iter().fold((0, 0), |(a, b), &l| (l.min(a), l.max(b)));
         let (first, last) = (range.0.max(-limit), range.1.min(limit));
         let n_levels = (last - first) as usize + 1;
-        let mut counts = vec![0; n_levels * rows.distinct.len()];
-        for (&l, &class) in levels.iter().zip(&rows.of_row) {
-            counts[usize::from(class) * n_levels + (l.clamp(first, last) - first) as usize] += 1;
+        // Neighbours count in tables of their own: a count need not wait for the one before it.
+        let n = n_levels * rows.distinct.len();
+        let mut tables = vec![0u32; TABLES_OF_COUNTS * n];
+        let place =
+            |l: i16, class: u8| usize::from(class) * n_levels + (l.clamp(first, last) - first) as usize;
+        let classes = rows.of_row.chunks(TABLES_OF_COUNTS);
+        for (levels, classes) in levels.chunks(TABLES_OF_COUNTS).zip(classes) {
+            for (table, (&l, &class)) in levels.iter().zip(classes).enumerate() {
+                tables[table * n + place(l, class)] += 1;
+            }
+        }
+        let mut counts = vec![0u32; n];
+        for table in tables.chunks_exact(n) {
+            counts.iter_mut().zip(table).for_each(|(sum, n)| *sum += n);
         }
         Histogram { counts, first: first.into(), n_levels }
     }
