@@ -38,6 +38,9 @@ const TRIALS: usize = 4;
 /// Columns at the end that are coded one by one, so that the bytes are met.
 const LAST_COLUMNS: usize = 40;
 
+/// Columns that are taken out of a matrix together: a cache line.
+const COLUMNS_TAKEN: usize = 16;
+
 /// A matrix being coded.
 pub struct Coder<'a> {
     isa: Isa,
@@ -78,8 +81,7 @@ impl<'a> Coder<'a> {
         let half_log_cost = if w.rows < ROWS_OF_STEPS { vec![0.0; w.cols] } else { half_log2(cost) };
         let class_unit = if w.rows < 1024 { 2 } else { 1 };
         let mut largest = vec![0.0; w.cols];
-        rows::column_largest(isa, w.data, &mut largest);
-        let rows = RowClasses::of(isa, w, &largest, class_unit);
+        let rows = RowClasses::of(isa, w, &mut largest, class_unit);
         let sizes = rows.sizes(isa, w, &largest);
         let mut place = vec![0; w.cols];
         order.iter().enumerate().for_each(|(i, &c)| place[c] = i);
@@ -158,7 +160,7 @@ impl<'a> Coder<'a> {
                 if !self.sizes[c].deviation.is_finite() {
                     continue;
                 }
-                rows::column(self.w, c, &mut x);
+                rows::columns(self.w, c, 1, &mut x);
                 let choice = self.choose(self.sizes[c], u(c));
                 self.search(&x, choice, &mut levels);
                 trials.push((u(c), self.fit(&levels, choice.table).1));
@@ -365,9 +367,11 @@ impl<'a> Coder<'a> {
             }
         }
         let mut x = Vec::new();
-        for c in first..self.w.cols {
-            rows::column(self.w, c, &mut x);
-            self.column(c, &x);
+        for first in (first..self.w.cols).step_by(COLUMNS_TAKEN) {
+            rows::columns(self.w, first, COLUMNS_TAKEN, &mut x);
+            for (c, x) in (first..).zip(x.chunks_exact(self.w.rows)) {
+                self.column(c, x);
+            }
         }
     }
 

@@ -23,16 +23,20 @@ impl Histogram {
         let range = levels.iter().fold((0, 0), |(a, b), &l| (l.min(a), l.max(b)));
         let (first, last) = (range.0.max(-limit), range.1.min(limit));
         let n_levels = (last - first) as usize + 1;
-        // Neighbours count in tables of their own: a count need not wait for the one before it.
         let n = n_levels * rows.distinct.len();
         let mut tables = vec![0u32; TABLES_OF_COUNTS * n];
         let place =
             |l: i16, class: u8| usize::from(class) * n_levels + (l.clamp(first, last) - first) as usize;
-        let classes = rows.of_row.chunks(TABLES_OF_COUNTS);
-        for (levels, classes) in levels.chunks(TABLES_OF_COUNTS).zip(classes) {
-            for (table, (&l, &class)) in levels.iter().zip(classes).enumerate() {
-                tables[table * n + place(l, class)] += 1;
+        let (fours, rest) = levels.as_chunks::<TABLES_OF_COUNTS>();
+        let (classes, rest_classes) = rows.of_row.as_chunks::<TABLES_OF_COUNTS>();
+        for (levels, classes) in fours.iter().zip(classes) {
+            // Neighbours count in tables of their own: a count need not wait for the one before it.
+            for table in 0..TABLES_OF_COUNTS {
+                tables[table * n + place(levels[table], classes[table])] += 1;
             }
+        }
+        for (&l, &class) in rest.iter().zip(rest_classes) {
+            tables[place(l, class)] += 1;
         }
         let mut counts = vec![0u32; n];
         for table in tables.chunks_exact(n) {

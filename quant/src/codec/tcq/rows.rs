@@ -28,13 +28,13 @@ pub struct Size {
 }
 
 impl RowClasses {
-    /// Classes in multiples of `unit` where they save more than they take; `largest` are the largest magnitudes of the columns.
-    pub fn of(isa: Isa, w: Matrix<'_>, largest: &[f32], unit: i32) -> RowClasses {
+    /// Classes in multiples of `unit` where they save more than they take. `largest` becomes the largest magnitudes of the columns.
+    pub fn of(isa: Isa, w: Matrix<'_>, largest: &mut [f32], unit: i32) -> RowClasses {
         let plain = RowClasses { distinct: vec![0], of_row: vec![0; w.rows], inverse: vec![1.0; w.rows] };
         // Mean square of each row, every column counted alike.
         let mut factors = vec![0.0f32; w.cols];
-        column_squares(isa, w.data, &plain.inverse, &mut factors);
-        for (factor, &largest) in factors.iter_mut().zip(largest) {
+        column_extents(isa, w.data, &mut factors, largest);
+        for (factor, &mut largest) in factors.iter_mut().zip(largest) {
             let variance = *factor / w.rows as f32;
             let counts = variance.is_normal() && SQUARES_FIT.contains(&largest);
             *factor = if counts { 1.0 / variance.sqrt() } else { 0.0 };
@@ -75,7 +75,7 @@ impl RowClasses {
             if largest == 0.0 || SQUARES_FIT.contains(&largest) {
                 return size_of(sum, largest, w.rows);
             }
-            column(w, c, &mut x);
+            columns(w, c, 1, &mut x);
             self.size(isa, &x, &mut scaled)
         };
         squares.iter().zip(largest).enumerate().map(&mut size).collect()
@@ -101,15 +101,18 @@ fn size_of(sum: f32, largest: f32, rows: usize) -> Size {
     Size { deviation, largest }
 }
 
-/// A column of a matrix.
-pub fn column(w: Matrix<'_>, column: usize, x: &mut Vec<f32>) {
-    x.clear();
-    x.extend(w.data.iter().skip(column).step_by(w.cols));
+/// The columns `first ..` of a matrix, at most `n`, one after the other.
+pub fn columns(w: Matrix<'_>, first: usize, n: usize, x: &mut Vec<f32>) {
+    let n = n.min(w.cols - first);
+    x.resize(n * w.rows, 0.0);
+    for (r, row) in w.data.chunks_exact(w.cols).enumerate() {
+        row[first..first + n].iter().zip(x[r..].iter_mut().step_by(w.rows)).for_each(|(v, to)| *to = *v);
+    }
 }
 
 per_isa! {
-    /// Largest magnitude of each column of finite numbers.
-    pub fn column_largest(w: &[f32], largest: &mut [f32]) = column_largest_body;
+    /// Sum of squares and largest magnitude of each column of finite numbers.
+    fn column_extents(w: &[f32], sums: &mut [f32], largest: &mut [f32]) = column_extents_body;
 }
 per_isa! {
     /// Sum over rows of (value · the row's factor)², for each column.
@@ -121,11 +124,13 @@ per_isa! {
 }
 
 #[inline(always)]
-fn column_largest_body(w: &[f32], largest: &mut [f32]) {
+fn column_extents_body(w: &[f32], sums: &mut [f32], largest: &mut [f32]) {
+    sums.fill(0.0);
     largest.fill(0.0);
-    for row in w.chunks_exact(largest.len().max(1)) {
-        for (most, v) in largest.iter_mut().zip(row) {
+    for row in w.chunks_exact(sums.len().max(1)) {
+        for ((sum, most), v) in sums.iter_mut().zip(largest.iter_mut()).zip(row) {
             let v = v.abs();
+            *sum = v.mul_add(v, *sum);
             *most = if v > *most { v } else { *most };
         }
     }
