@@ -4,7 +4,7 @@ use moepack_format::{Error, Result};
 
 use super::Tcq;
 use super::column::{self, Buffers, Price, Prices};
-use super::ending::{Known, Measured};
+use super::ending::Known;
 use super::histogram::{Histogram, table_at};
 use super::lanes::{self, LANES};
 use super::layout::{
@@ -43,7 +43,7 @@ const COLUMNS_TAKEN: usize = 16;
 
 /// A matrix being coded.
 pub struct Coder<'a> {
-    isa: Isa,
+    pub(super) isa: Isa,
     codec: Tcq,
     pub(super) w: Matrix<'a>,
     /// Bytes it may take.
@@ -65,9 +65,9 @@ pub struct Coder<'a> {
     slack: f64,
     /// The range of steps and classes, for the last columns.
     known: Option<Known>,
-    /// What there is of a small matrix that nears its end.
-    pub(super) measured: Option<Measured>,
-    /// The bytes of what there is, where nothing was coded since they were put together.
+    /// Bits that each lane of each segment takes, of a small matrix.
+    pub(super) lane_bits: Vec<f64>,
+    /// The bytes, where they are put together already.
     pub(super) assembled: Option<Vec<u8>>,
     buffers: Buffers,
     scaled: Vec<f32>,
@@ -119,7 +119,7 @@ impl<'a> Coder<'a> {
             side_bits: 0.0,
             slack,
             known: None,
-            measured: None,
+            lane_bits: vec![0.0; lanes * segments(w.rows).len()],
             assembled: None,
             buffers: Buffers::default(),
             scaled: Vec::new(),
@@ -229,7 +229,7 @@ impl<'a> Coder<'a> {
 
     /// The class near `table` that codes the levels in the fewest bits, and how many.
     pub(super) fn fit(&self, levels: &[i16], table: i32) -> (i32, f64) {
-        let histogram = Histogram::of(levels, &self.rows);
+        let histogram = Histogram::of(levels, &self.rows, 0..levels.len());
         let unit = i32::from(self.stored.class_unit);
         // Classes are multiples of the unit from the base, which is even.
         let near = |i: i32| (table.div_euclid(unit) + i) * unit;
@@ -237,7 +237,7 @@ impl<'a> Coder<'a> {
         let mut try_class = |i: i32| {
             let class = near(i).clamp(0, TABLES as i32 - 1) / unit * unit;
             let class = self.known.as_ref().map_or(class, |k| class.clamp(k.classes.0, k.classes.1));
-            let bits = histogram.bits(class, &self.rows.distinct);
+            let bits = histogram.bits(self.isa, class, &self.rows.distinct);
             let better = bits < best.1;
             if better {
                 best = (class, bits);
@@ -286,8 +286,10 @@ impl<'a> Coder<'a> {
         // In tables for now; `finish` makes units of it.
         self.stored.classes[column] = class as i8;
         self.coded[column] = true;
-        self.assembled = None;
         self.n_coded += 1;
+        if self.is_small() {
+            self.tally(column, levels, 1.0);
+        }
         self.control.took(u, bits);
         if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS
         {
@@ -311,7 +313,7 @@ impl<'a> Coder<'a> {
     }
 
     /// Bits of steps and classes of all columns, from those so far.
-    pub(super) fn side_estimate(&self) -> f64 {
+    fn side_estimate(&self) -> f64 {
         if self.n_coded == 0 {
             return 3.0 * self.w.cols as f64;
         }
@@ -331,19 +333,24 @@ impl<'a> Coder<'a> {
     pub(super) fn in_units(&self, tables: &[i8]) -> (u8, Vec<i8>) {
         let unit = i32::from(self.stored.class_unit);
         let mut sorted = tables.to_vec();
-        sorted.sort_unstable();
-        let base = sorted.get(sorted.len() / 2).copied().unwrap_or(0);
+        let middle = sorted.len() / 2;
+        let base = if sorted.is_empty() { 0 } else { *sorted.select_nth_unstable(middle).1 };
         let value = |&t: &i8| ((i32::from(t) - i32::from(base)) / unit) as i8;
         (base as u8, tables.iter().map(value).collect())
     }
 
-    /// The bytes; columns that were not coded yet are zeros of the commonest class.
-    pub(super) fn assemble(&self) -> Result<Vec<u8>> {
+    /// What is stored; columns that were not coded yet are of the commonest class.
+    pub(super) fn stored_so_far(&self) -> Stored {
         let base = self.in_units(&self.coded_classes()).0;
         let known = self.stored.classes.iter().zip(&self.coded);
         let classes: Vec<i8> = known.map(|(&class, &coded)| if coded { class } else { base as i8 }).collect();
         let (class_base, classes) = self.in_units(&classes);
-        let stored = Stored { class_base, classes, ..self.stored.clone() };
+        Stored { class_base, classes, ..self.stored.clone() }
+    }
+
+    /// The bytes.
+    pub(super) fn assemble(&self) -> Result<Vec<u8>> {
+        let stored = self.stored_so_far();
         let side = stored.side()?;
         let mut exceptions = Vec::new();
         let mut streams = Vec::new();

@@ -1,10 +1,10 @@
-//! The end of a small matrix, where a byte is a share of the whole: what is coded so far is measured, not reckoned.
+//! The end of a small matrix, where a byte is a share of the whole: what is coded so far is counted to the word.
 
 use super::coder::{Choice, Coder};
 use super::histogram::Histogram;
-use super::layout::Stored;
+use super::layout::{Stored, segments};
 
-/// Columns at the end of a small matrix whose bytes are measured, not reckoned.
+/// Columns at the end of a small matrix after each of which its bytes are counted.
 const MEASURED_COLUMNS: usize = 6;
 /// Weights of a small matrix.
 const MEASURED_WEIGHTS: usize = 1 << 19;
@@ -44,22 +44,20 @@ impl Known {
 impl Coder<'_> {
     /// Whether the column that was coded last is one of the last of a small matrix.
     pub(super) fn is_measured(&self) -> bool {
-        self.n_left() < MEASURED_COLUMNS && self.w.data.len() <= MEASURED_WEIGHTS
+        self.n_left() < MEASURED_COLUMNS && self.is_small()
+    }
+
+    /// Whether a byte is a share of the matrix that counts.
+    pub(super) fn is_small(&self) -> bool {
+        self.w.data.len() <= MEASURED_WEIGHTS
     }
 
     /// Sees to it that the columns that are left can take what is left. The one that was coded last, for `choice` and in `own`
-    /// bits, gets coarser if not even zeros would fit behind it; the last of all gets finer until the bytes are filled. The
-    /// first and the last of these columns are encoded with all the others to know the bytes; those between are reckoned.
+    /// bits, gets coarser if not even zeros would fit behind it; the last of all gets finer until the bytes are filled.
     pub(super) fn measure(&mut self, column: usize, x: &[f32], choice: Choice, own: f64) {
         let (limit, zeros) = (self.limit as f64 * 8.0, self.zero_bits());
         let room = limit - self.n_left() as f64 * zeros;
-        let side = self.side_estimate();
-        let exact = self.n_left() == 0 || self.measured.is_none();
-        let measured = match self.measured {
-            Some(before) if !exact => before.bits + own + side - before.side,
-            _ => self.bits_so_far(zeros),
-        };
-        let mut ending = Ending { column, choice, own, measured, own_measured: own };
+        let mut ending = Ending { column, choice, own, measured: self.bits_so_far(zeros), own_measured: own };
         for _ in 0..RETRIES {
             if ending.measured <= room {
                 break;
@@ -67,10 +65,8 @@ impl Coder<'_> {
             while ending.bits() > room && ending.choice.octaves > choice.octaves - TRY * RETRIES as f64 {
                 ending.retry(self, x, -TRY);
             }
-            let measured = if exact { self.bits_so_far(zeros) } else { ending.bits() };
-            (ending.measured, ending.own_measured) = (measured, ending.own);
+            ending.measure(self, zeros);
         }
-        self.measured = Some(Measured { bits: ending.measured, side });
         if self.n_left() > 0 {
             self.control.budget = self.control.spent + limit - ending.measured - self.spare_bits();
             return self.control.solve();
@@ -80,13 +76,22 @@ impl Coder<'_> {
             ending.retry(self, x, TRY);
         }
         while ending.choice.octaves > fits + TRY / 2.0 {
-            (ending.measured, ending.own_measured) = (self.bits_so_far(zeros), ending.own);
+            ending.measure(self, zeros);
             if ending.measured <= limit {
                 break;
             }
             while ending.bits() > limit && ending.choice.octaves > fits + TRY / 2.0 {
                 ending.retry(self, x, -TRY);
             }
+        }
+        self.assembled = self.assemble().ok();
+        // A word more than was reckoned, once in a while.
+        for _ in 0..RETRIES {
+            if self.assembled.as_ref().is_none_or(|bytes| bytes.len() as u64 <= self.limit) {
+                break;
+            }
+            ending.retry(self, x, -TRY);
+            self.assembled = self.assemble().ok();
         }
     }
 
@@ -105,24 +110,28 @@ impl Coder<'_> {
 
     /// Bits of a column of zeros of the commonest class.
     fn zero_bits(&self) -> f64 {
-        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows);
-        zeros.bits(self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
+        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows, 0..self.w.rows);
+        zeros.bits(self.isa, self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
     }
 
-    /// Bits of the matrix if the columns that are left took none instead of `zeros`.
-    fn bits_so_far(&mut self, zeros: f64) -> f64 {
-        self.assembled = self.assemble().ok();
-        let bytes = self.assembled.as_ref().map_or(usize::MAX, Vec::len);
-        bytes as f64 * 8.0 - self.n_left() as f64 * zeros
+    /// Bits of the matrix if the columns that are left took none instead of `zeros`. A lane leaves a word for every 16 bits that
+    /// it takes, so what its columns take tells its words.
+    fn bits_so_far(&self, zeros: f64) -> f64 {
+        let side = self.stored_so_far().assemble(&[], &[]).len() + 4 * segments(self.w.rows).len();
+        let words: f64 = self.lane_bits.iter().map(|bits| 32.0 + 16.0 * (bits / 16.0).floor()).sum();
+        8.0 * side as f64 + words - self.n_left() as f64 * zeros
     }
-}
 
-/// What a matrix takes without the columns that are left.
-#[derive(Clone, Copy)]
-pub struct Measured {
-    bits: f64,
-    /// What its side information was reckoned to take then.
-    side: f64,
+    /// Adds the bits of a column to those of its lane, or takes them away again.
+    pub(super) fn tally(&mut self, column: usize, levels: &[i16], sign: f64) {
+        let lanes = 1 << self.stored.lanes_log2;
+        let class = self.stored.classes[column].into();
+        for (i, rows) in segments(self.w.rows).enumerate() {
+            let histogram = Histogram::of(&levels[rows.clone()], &self.rows, rows);
+            let bits = histogram.bits(self.isa, class, &self.rows.distinct);
+            self.lane_bits[i * lanes + column % lanes] += sign * bits;
+        }
+    }
 }
 
 /// A column that is coded again and again.
@@ -142,15 +151,20 @@ impl Ending {
         self.measured + self.own - self.own_measured
     }
 
+    fn measure(&mut self, coder: &Coder<'_>, zeros: f64) {
+        (self.measured, self.own_measured) = (coder.bits_so_far(zeros), self.own);
+    }
+
     /// Codes it again, bits weighing more or less. The step stays, since another would be one more value to tell.
     fn retry(&mut self, coder: &mut Coder<'_>, x: &[f32], octaves: f64) {
         self.choice.octaves += octaves;
-        coder.assembled = None;
         let mut levels = std::mem::take(&mut coder.levels);
         let own = &mut levels[self.column * coder.w.rows..][..coder.w.rows];
+        coder.tally(self.column, own, -1.0);
         coder.search(x, self.choice, own);
         let (class, bits) = coder.fit(own, self.choice.table);
         (coder.stored.classes[self.column], self.own) = (class as i8, bits);
+        coder.tally(self.column, own, 1.0);
         coder.levels = levels;
     }
 }
