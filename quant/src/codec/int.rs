@@ -72,7 +72,8 @@ pub const FAMILY: CodecFamily = CodecFamily {
     parse: |name| parse(name).map(|int| Arc::new(int) as _),
 };
 
-const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+/// Bits of a code.
+pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 const GROUPS: [usize; 3] = [32, 64, 128];
 const GROUP_MAX: usize = 128;
 
