@@ -248,7 +248,7 @@ fn layer_bytes_max(model: &Model) -> u64 {
     let used = |t: &&moepack_convert::TrunkTensor| !t.is_scale && t.role != Role::Carried;
     for tensor in model.trunk_tensors().iter().filter(used) {
         let Some(layer) = tensor.layer else { continue };
-        let bytes = 4 * tensor.shape.iter().product::<u64>();
+        let bytes = 4 * tensor.decoded.iter().product::<u64>();
         let (sum, largest) = layers.entry(layer).or_default();
         (*sum, *largest) = (*sum + bytes, bytes.max(*largest));
     }

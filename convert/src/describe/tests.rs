@@ -94,7 +94,7 @@ fn groups_and_latents_that_make_no_sense_are_refused() {
 fn block_sizes_are_two_integers() {
     let block = |value: Value| {
         let text = json!({ "quantization_config": { "weight_block_size": value } }).to_string();
-        fp8_block(&Config::parse(Path::new("config.json"), text.as_bytes()).unwrap())
+        hints(&Config::parse(Path::new("config.json"), text.as_bytes()).unwrap()).map(|h| h.block)
     };
     assert_eq!(block(json!([128, 64])), Ok(Some([128, 64])));
     assert_eq!(block(Value::Null), Ok(None));
