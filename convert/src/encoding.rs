@@ -147,7 +147,7 @@ pub fn encoding<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hints) -> Re
         Dtype::I8 if integers::are_bytes(encoded, holding) => integers::bytes(encoded, holding, hints),
         Dtype::I8 => mxfp4(encoded, holding),
         Dtype::I32 if is_qweight(&tensor.name) => integers::gptq_or_awq(encoded, holding, hints),
-        Dtype::I32 => integers::words(encoded, holding, hints),
+        Dtype::I32 if is_packed(&tensor.name) => integers::words(encoded, holding, hints),
         Dtype::F8E4m3 => fp8::fp8(encoded, holding, hints),
         Dtype::Bf16 | Dtype::F16 | Dtype::F32 => plain(encoded),
         dtype => {

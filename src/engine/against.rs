@@ -128,9 +128,8 @@ fn experts(
     let mut sums = SquareSums::default();
     let work = |e: usize| {
         session.stop.check()?;
-        let is_native = |part| {
-            choices.is_some_and(|c| matches!(c.of_part(layer, e, part), Ok(Choice::Native)))
-        };
+        let is_native =
+            |part| choices.is_some_and(|c| matches!(c.of_part(layer, e, part), Ok(Choice::Native)));
         compare(&bundle.expert(layer, e)?, &checkpoint.expert(layer, e)?, is_native)
     };
     ordered(n_experts, work, |e, (differing, error): (Vec<Part>, SquareSums)| {

@@ -8,6 +8,7 @@ mod calibrated;
 mod cli;
 mod determinism;
 mod drift;
+mod encodings;
 mod environment;
 mod goldens;
 mod hostile;

@@ -5,6 +5,7 @@ use moepack_format::Dtype;
 use super::integers::bits_of_words;
 use super::{Hints, is_qweight};
 use crate::checkpoint::SourceTensor;
+use crate::names::is_packed;
 
 /// Ending of packed MXFP4 levels, `[…, out, in/32, 16]`.
 const BLOCKS: &str = "_blocks";
@@ -21,7 +22,7 @@ pub fn stored_shape(tensor: &SourceTensor, n: Option<u64>, rows: u64, cols: u64,
     let matrix = match tensor.dtype {
         _ if is_blocks(&tensor.name) => vec![rows, cols / BLOCK_COLS, BLOCK_BYTES],
         Dtype::I32 if is_qweight(&tensor.name) => qweight(&tensor.shape, rows, cols),
-        Dtype::I32 => {
+        Dtype::I32 if is_packed(&tensor.name) => {
             let n_words = tensor.shape.last().copied().unwrap_or(0);
             let bits = bits_of_words(cols, n_words, hints.bits).unwrap_or(hints.bits.unwrap_or(BITS_DEFAULT));
             vec![rows, words(cols, bits)]

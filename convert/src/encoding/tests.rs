@@ -1,3 +1,5 @@
+//! Every scheme is told apart, and what does not fit is refused with what would.
+
 use super::*;
 
 fn tensor(name: &str, dtype: Dtype, shape: &[u64]) -> SourceTensor {
