@@ -120,8 +120,8 @@ impl Catalog {
     pub(crate) fn build(source: Source<'_>) -> Result<Catalog> {
         let claims = Claims::of(source);
         claims.check_layers()?;
-        claims.check_twice()?;
         claims.check_scales()?;
+        claims.check_twice()?;
         claims.check_shapes()?;
         let mut catalog = Catalog {
             trunk: claims.trunk(),
@@ -209,7 +209,11 @@ impl<'a> Claims<'a> {
             };
         }
         let Some(place) = self.names.find(name) else {
-            return match in_layer.filter(|_| names::is_of_activations(name)) {
+            let carried = |rest: &str| {
+                let inner = family.carried.iter().filter_map(|beginning| beginning.strip_prefix('.'));
+                names::is_of_activations(name) || inner.clone().any(|b| rest.starts_with(b))
+            };
+            return match in_layer.filter(|(_, rest)| carried(rest)) {
                 Some((layer, _)) => Claim::Carried(Some(layer)),
                 None => Claim::Unclaimed(""),
             };

@@ -9,6 +9,9 @@ use crate::encoding::{Encoded, Encoding, Holding, check_contents};
 use crate::names::Companion;
 use crate::packing::{Packing, Raw};
 
+/// Bytes looked at at a time; whole elements of any width.
+const CHUNK_BYTES: u64 = 4 << 20;
+
 impl Model {
     /// The planes of a matrix; of expert `which` where tensors hold several. Rows and columns are as they are stored.
     pub(super) fn planes(
@@ -49,11 +52,31 @@ impl Model {
             _ => None,
         };
         for (companion, tensor) in encoded.companions() {
-            let bytes = self.slice(tensor, n, which)?;
-            let width = (tensor.dtype.bits() / 8).max(1);
-            let first = if n.is_some() { bytes.len() as u64 / width * which as u64 } else { 0 };
-            check_contents(*companion, tensor, (first, &bytes), groups, shape)
-                .map_err(|e| e.in_file(self.checkpoint.path_of(tensor)))?;
+            self.chunks(tensor, n, which, |first, bytes| {
+                check_contents(*companion, tensor, (first, bytes), groups, shape)
+                    .map_err(|e| e.in_file(self.checkpoint.path_of(tensor)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The elements of a slice in pieces that memory holds: the scales of a table may be longer than that.
+    fn chunks(
+        &self,
+        tensor: &SourceTensor,
+        n: Option<u64>,
+        which: usize,
+        mut look: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = tensor.bytes() / n.unwrap_or(1).max(1);
+        let width = (tensor.dtype.bits() / 8).max(1);
+        let start = if n.is_some() { bytes * which as u64 } else { 0 };
+        let mut at = 0;
+        while at < bytes {
+            let mut chunk = zeroed(to_usize((bytes - at).min(CHUNK_BYTES))?)?;
+            self.checkpoint.read(tensor, start + at, &mut chunk)?;
+            look((start + at) / width, &chunk)?;
+            at += chunk.len() as u64;
         }
         Ok(())
     }
