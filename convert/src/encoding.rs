@@ -140,9 +140,13 @@ pub fn encoding<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hints) -> Re
     let scale = encoded.get(Companion::Scale).map(|s| s.dtype);
     let inner = || match tensor.dtype {
         Dtype::U8 if is_blocks(&tensor.name) => mxfp4(encoded, holding),
-        Dtype::U8 if encoded.get(Companion::Global).is_some() => nvfp4(encoded, holding, Companion::Global),
-        Dtype::U8 if encoded.get(Companion::Divisor).is_some() => nvfp4(encoded, holding, Companion::Divisor),
-        Dtype::U8 if scale == Some(Dtype::F8E4m3) => Err(without_global(encoded)),
+        Dtype::U8 | Dtype::F4 if encoded.get(Companion::Global).is_some() => {
+            nvfp4(encoded, holding, Companion::Global)
+        }
+        Dtype::U8 | Dtype::F4 if encoded.get(Companion::Divisor).is_some() => {
+            nvfp4(encoded, holding, Companion::Divisor)
+        }
+        Dtype::U8 | Dtype::F4 if scale == Some(Dtype::F8E4m3) => Err(without_global(encoded)),
         Dtype::U8 | Dtype::F4 => mxfp4(encoded, holding),
         Dtype::I8 if integers::are_bytes(encoded, holding) => integers::bytes(encoded, holding, hints),
         Dtype::I8 => mxfp4(encoded, holding),
@@ -155,7 +159,18 @@ pub fn encoding<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hints) -> Re
             Err(Error::bad_data(what).hint("this storage is not supported; start from the original release"))
         }
     };
-    inner().map_err(|e| e.in_tensor(&*tensor.name).at_byte(tensor.start))
+    let found = inner().and_then(|found| refuse_unused(encoded, found));
+    found.map_err(|e| e.in_tensor(&*tensor.name).at_byte(tensor.start))
+}
+
+/// Nothing that lies beside numbers is passed over: what such numbers do not need may mean that they are others.
+fn refuse_unused<'a>(encoded: &Encoded<'a>, found: Encoding<'a>) -> Result<Encoding<'a>> {
+    let is_used = |(companion, tensor): &&(Companion, &'a SourceTensor)| {
+        *companion == Companion::Shape || found.sources.iter().any(|s| s.name == tensor.name)
+    };
+    let Some((companion, tensor)) = encoded.companions.iter().find(|c| !is_used(c)) else { return Ok(found) };
+    let what = format!("{} ({}) beside numbers that are {}", tensor.name, companion.name(), found.name());
+    Err(Error::bad_data(what).hint("two releases may be mixed in one directory"))
 }
 
 /// Refuses a table whose numbers are no integers.

@@ -2,7 +2,6 @@
 //! `fixtures/goldens/many_experts.py`, logits are transformers'.
 
 use std::fs;
-use std::path::Path;
 
 use crate::goldens::{distance, golden_nlls, nlls};
 use crate::hostile::damage::{Tensor, unparse};
