@@ -105,6 +105,8 @@ const ACTIVATIONS: &[&str] = &[
     ".k_scale",
     ".v_scale",
     ".q_scale",
+    ".k_zero_point",
+    ".v_zero_point",
 ];
 
 impl Names {

@@ -27,8 +27,13 @@ use crate::layout::transpose;
 pub enum Packing {
     /// They are the planes.
     AsPlanes,
-    /// Rows of words of so many bits a code.
-    Rows(u32),
+    /// Rows of words.
+    Rows {
+        /// Of a code.
+        bits: u32,
+        /// Zero points have a byte each, not a stream along outputs.
+        in_bytes: bool,
+    },
     /// A signed byte a code.
     Bytes {
         /// Bits that config.json says codes have.
@@ -91,7 +96,14 @@ impl Packing {
                     .chain(planes)
                     .collect());
             }
-            Packing::Rows(bits) => from_rows(bits, &numbers, scales, zeros, [rows, cols, n])?,
+            Packing::Rows { bits, in_bytes } => {
+                let codes = from_rows(bits, &numbers, [rows, cols])?;
+                let zeros = zeros.map(|zeros| match in_bytes {
+                    true => zeros_of_bytes(bits, zeros, n),
+                    false => zeros_of_rows(bits, zeros, [rows, n]),
+                });
+                [codes, scales].into_iter().chain(zeros.transpose()?).collect()
+            }
             Packing::Bytes { said } => {
                 // One scale for all stands for one a row.
                 let one_for_all = scales.len() == scale_bytes && n == 1;
@@ -108,25 +120,26 @@ impl Packing {
 }
 
 /// compressed-tensors: rows are streams already, only longer.
-fn from_rows(
-    bits: u32,
-    numbers: &[u8],
-    scales: Vec<u8>,
-    zeros: Option<&[u8]>,
-    [rows, cols, n]: [usize; 3],
-) -> Result<Planes> {
+fn from_rows(bits: u32, numbers: &[u8], [rows, cols]: [usize; 2]) -> Result<Vec<u8>> {
     let row_bytes = (cols * bits as usize).div_ceil(32) * 4;
     sized(numbers, rows * row_bytes)?;
     let rows_of = numbers.chunks_exact(row_bytes.max(1));
-    let codes = rows_of.flat_map(|row| row.iter().take(packed_bytes(bits, cols))).copied().collect();
-    let mut planes = vec![codes, scales];
-    if let Some(zeros) = zeros {
-        // [words, n] to streams [n, words].
-        let n_words = (rows * bits as usize).div_ceil(32);
-        let streams = words(&transpose(zeros, n_words, n, 4)?);
-        planes.push(zero_plane(bits, &streams, n_words, [rows, n], 0)?);
-    }
-    Ok(planes)
+    Ok(rows_of.flat_map(|row| row.iter().take(packed_bytes(bits, cols))).copied().collect())
+}
+
+/// Zero points `[words, n]`, streams along outputs, as rows of packed ones.
+fn zeros_of_rows(bits: u32, zeros: &[u8], [rows, n]: [usize; 2]) -> Result<Vec<u8>> {
+    let n_words = (rows * bits as usize).div_ceil(32);
+    let streams = words(&transpose(zeros, n_words, n, 4)?);
+    zero_plane(bits, &streams, n_words, [rows, n], 0)
+}
+
+/// Zero points `[rows, n]` of a signed byte each.
+fn zeros_of_bytes(bits: u32, zeros: &[u8], n: usize) -> Result<Vec<u8>> {
+    within(bits, zeros, n, "zero point")?;
+    let middle = 1u8 << (bits - 1);
+    let codes: Vec<u8> = zeros.iter().map(|z| z.wrapping_add(middle)).collect();
+    Ok(pack_rows(bits, &codes, n))
 }
 
 /// A byte a code; q + 128 is stored here.
@@ -315,7 +328,7 @@ mod tests {
     fn bytes_that_are_no_such_matrix_are_refused() {
         let short = [vec![0; 4], vec![0; 4], vec![0; 4]];
         for packing in [
-            Packing::Rows(4),
+            Packing::Rows { bits: 4, in_bytes: false },
             Packing::Bytes { said: 8 },
             Packing::Columns(4, Words::Gptq),
             Packing::Columns(4, Words::Awq),
@@ -324,6 +337,15 @@ mod tests {
             let none = Raw { planes: vec![vec![0; 4]], rows: 1, cols: 8, n: 1, asym: false, scale_bytes: 2 };
             assert!(packing.planes(none).is_err(), "{packing:?}");
         }
+    }
+
+    #[test]
+    fn zero_points_of_a_byte_each_are_packed_and_kept_within_their_bits() {
+        let raw = |zero: i8| [bytes(&[0x7654_3210]), vec![0; 4], vec![zero as u8, 7]];
+        let four = Packing::Rows { bits: 4, in_bytes: true };
+        assert_eq!(planes(four, raw(-8), [1, 8, 2]).unwrap()[2], [0xf0]);
+        let e = planes(four, raw(8), [1, 8, 2]).unwrap_err();
+        assert_eq!(e.what(), "zero point 8 at row 0, column 0, expected -8 to 7");
     }
 
     #[test]

@@ -16,7 +16,14 @@ fn deepseek_v41_is_packed_without_loss_and_to_fewer_bits() {
     let model = fixture(V41);
     let model = model.to_str().unwrap();
     let inspected = succeeds(work.path(), &["inspect", model, "--json"]).stdout;
-    assert_eq!(serde_json::from_str::<Value>(&inspected).unwrap()["family"], "deepseek_v41");
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected["family"], "deepseek_v41");
+    let carried: Vec<&String> = inspected["carried"].as_object().unwrap().keys().collect();
+    for place in
+        ["aligner", "image_start", "layers.*.attn", "layers.*.engram", "mtp.*.ffn", "vision.blocks.*.attn"]
+    {
+        assert!(carried.iter().any(|c| *c == place), "{place} is not among {carried:?}");
+    }
     succeeds(work.path(), &["plan", model]);
     for codec in [&[][..], &["--codec", "int4-g32"]] {
         succeeds(work.path(), &[&["quantize", model, "-o", "out.moepack", "--overwrite"], codec].concat());

@@ -22,13 +22,17 @@ pub(super) fn words<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hints) -
     let bits = bits_of_words(cols, n_words, hints.bits)?;
     let groups = groups_of(scales, rows, cols, hints, false)?;
     let zeros = encoded.get(Companion::Zero);
-    if let Some(zeros) = zeros {
-        shaped(zeros, Dtype::I32, &[(rows * u64::from(bits)).div_ceil(32), groups.n])?;
+    // Early versions stored a byte a zero point.
+    let in_bytes = zeros.is_some_and(|zeros| zeros.dtype == Dtype::I8);
+    match zeros {
+        Some(zeros) if in_bytes => shaped(zeros, Dtype::I8, &scales.shape)?,
+        Some(zeros) => shaped(zeros, Dtype::I32, &[(rows * u64::from(bits)).div_ceil(32), groups.n])?,
+        None => {}
     }
     if let Some(shape) = encoded.get(Companion::Shape) {
         shaped(shape, Dtype::I64, &[2]).or_else(|_| shaped(shape, Dtype::I32, &[2]))?;
     }
-    finish(encoded, scales, zeros, bits, groups.len, Packing::Rows(bits), cols)
+    finish(encoded, scales, zeros, bits, groups.len, Packing::Rows { bits, in_bytes }, cols)
 }
 
 /// Whether these bytes are integers: with a scale of a float type, which FP4 pairs do not have.

@@ -145,12 +145,12 @@ fn every_scheme_is_told_by_endings_dtypes_and_shapes() {
         (
             words,
             vec![(Scale, Dtype::Bf16, &[64, 3]), (Shape, Dtype::I64, &[2])],
-            Ok(("affine4-g32-bf16".into(), Packing::Rows(4))),
+            Ok(("affine4-g32-bf16".into(), Packing::Rows { bits: 4, in_bytes: false })),
         ),
         (
             words,
             vec![(Scale, Dtype::F16, &[64, 1]), (Zero, Dtype::I32, &[8, 1]), (GroupIndex, Dtype::I32, &[96])],
-            Ok(("affine4-g96-asym-idx".into(), Packing::Rows(4))),
+            Ok(("affine4-g96-asym-idx".into(), Packing::Rows { bits: 4, in_bytes: false })),
         ),
         (
             (".weight", Dtype::I8, &[64, 96]),
