@@ -159,7 +159,7 @@ fn place_of(name: &str) -> String {
     let words: Vec<&str> = name.split('.').collect();
     let is_number = |w: &&str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit());
     let end = words.iter().position(is_number).map_or(1, |at| at + 2);
-    let shown = words.iter().take(end).map(|w| if is_number(&w) { "*" } else { w });
+    let shown = words.iter().take(end).map(|w| if is_number(w) { "*" } else { w });
     shown.collect::<Vec<_>>().join(".")
 }
 

@@ -103,6 +103,11 @@ fn numbers_and_scales_need_each_other() {
     assert_eq!(refused(&with(&table, &[])), "numbers of I64, expected BF16, F16, F32 or F8_E4M3 with scales");
 }
 
+/// Ending, dtype and shape of numbers.
+type Numbers<'a> = (&'a str, Dtype, &'a [u64]);
+/// What lies beside them.
+type Beside<'a> = Vec<(Companion, Dtype, &'a [u64])>;
+
 /// Name and packing of numbers in a tensor of that ending, dtype and shape, with what lies beside them.
 fn found(
     numbers: (&str, Dtype, &[u64]),
@@ -132,7 +137,7 @@ fn every_scheme_is_told_by_endings_dtypes_and_shapes() {
     let bytes = (".weight", Dtype::U8, &[64, 48][..]);
     let packed = (".weight_packed", Dtype::U8, &[64, 48][..]);
     let words = (".weight_packed", Dtype::I32, &[64, 12][..]);
-    let cases: Vec<(_, Vec<(Companion, Dtype, &[u64])>, _)> = vec![
+    let cases: Vec<(Numbers<'_>, Beside<'_>, _)> = vec![
         (e4m3, vec![(Scale, Dtype::Bf16, &[64, 1])], as_planes("fp8-block-1x128-bf16")),
         (e4m3, vec![(Scale, Dtype::F32, &[64])], as_planes("fp8-block-1x96")),
         (e4m3, vec![(Scale, Dtype::F32, &[])], as_planes("fp8-block-64x96")),
@@ -178,7 +183,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
     use Companion::{Divisor, GroupIndex, Scale, Zero};
     let words = (".weight_packed", Dtype::I32, &[64, 12][..]);
     let scale = (Scale, Dtype::Bf16, &[64, 3][..]);
-    let cases: Vec<((&str, Dtype, &[u64]), Vec<(Companion, Dtype, &[u64])>, &str)> = vec![
+    let cases: Vec<(Numbers<'_>, Beside<'_>, &str)> = vec![
         (words, vec![], "packed numbers without their scales, expected a tensor that ends in weight_scale"),
         ((".weight_packed", Dtype::I32, &[64, 13]), vec![scale], "expected [64, 12]"),
         (
