@@ -16,7 +16,7 @@ use crate::names::{self, Meaning, Names};
 use crate::spec::{Mlp, ModelSpec, Role};
 
 mod check;
-pub(crate) use check::{carried_matrix, matrix, piece_dims};
+pub(crate) use check::{carried_matrix, matrix, piece_dims, ranges};
 #[cfg(test)]
 mod tests;
 

@@ -20,12 +20,13 @@ use crate::spec::{ModelSpec, Role};
 
 mod experts;
 mod finite;
+mod released;
 mod stored;
 #[cfg(test)]
 mod tests;
 mod trunk;
 
-pub use experts::StoredPart;
+pub use experts::{ReleasedPiece, StoredPart};
 pub use finite::FiniteCheck;
 
 const CONFIG: &str = "config.json";
