@@ -14,8 +14,6 @@ use crate::spec::Role;
 const CONFIG: &str = "config.json";
 /// What said how numbers were stored.
 const STORAGE: &[&str] = &["quantization_config", "compression_config", "quantization"];
-/// What says which type plain numbers have.
-const DTYPE: &[&str] = &["dtype", "torch_dtype"];
 
 impl Export<'_> {
     /// The text of config.json.
@@ -37,6 +35,7 @@ impl Export<'_> {
             }
             Form::Mlx => {
                 let said = self.mlx_config()?;
+                older_words(&mut root);
                 root.insert("quantization".to_owned(), said.clone());
                 root.insert("quantization_config".to_owned(), said);
             }
@@ -119,14 +118,20 @@ impl Export<'_> {
     }
 }
 
+/// mlx-lm 0.32 reads the keys that releases have; configurations that transformers 5 wrote have others.
+fn older_words(root: &mut Map<String, Value>) {
+    let theta = root.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).cloned();
+    let n_experts = root.get("num_local_experts").cloned();
+    for (key, value) in [("rope_theta", theta), ("num_experts", n_experts)] {
+        if let Some(value) = value.filter(|_| !root.contains_key(key)) {
+            root.insert(key.to_owned(), value);
+        }
+    }
+}
+
 /// Takes out what was true of the released numbers only.
 fn forget(root: &mut Map<String, Value>) {
     STORAGE.iter().for_each(|key| drop(root.shift_remove(*key)));
-    for key in DTYPE {
-        if let Some(dtype) = root.get_mut(*key) {
-            *dtype = "bfloat16".into();
-        }
-    }
     if let Some(Value::Object(text)) = root.get_mut("text_config") {
         forget(text);
     }
