@@ -16,7 +16,9 @@ use crate::names::{self, Meaning, Names};
 use crate::spec::{Mlp, ModelSpec, Role};
 
 mod check;
+mod outline;
 pub(crate) use check::{carried_matrix, matrix, piece_dims};
+pub(crate) use outline::{Storage, outline};
 #[cfg(test)]
 mod tests;
 

@@ -14,7 +14,7 @@ use moepack_format::Result;
 use crate::family::{Factor, Family, Fixed, NormRule, ResidualRule, Switch};
 use crate::hparams::Config;
 use crate::limits::{HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX};
-pub use storage::hints;
+pub use storage::{hints, storage};
 
 use crate::spec::{Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
 

@@ -329,7 +329,8 @@ fn strict_makes_warnings_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = model.write(dir.path());
     assert!(Model::open(&path, &OpenOptions::default()).is_ok());
-    let e = Model::open(&path, &OpenOptions { strict: true }).map(|_| ()).unwrap_err();
+    let e =
+        Model::open(&path, &OpenOptions { strict: true, ..OpenOptions::default() }).map(|_| ()).unwrap_err();
     assert!(e.what().contains("multi-token-prediction"), "{e}");
 }
 
