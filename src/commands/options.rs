@@ -18,7 +18,7 @@ use crate::engine::prediction::Plan;
 use crate::engine::sensitivity::{FirstPass, Sensitivity, first_pass};
 use crate::engine::sizes::{CalibrationSize, Sizes};
 use crate::output::warn;
-use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, TrunkRule, moe_layers};
+use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, TrunkRule};
 use crate::session::Session;
 
 /// The codec where none is asked for: the smallest loss that most engines can run.
@@ -192,7 +192,7 @@ impl RecipeArgs {
         }
         let choices_of = |recipe: &Recipe| {
             recipe.validate()?;
-            Choices::new(recipe, &moe_layers(model.spec()))
+            Choices::of(recipe, model.spec())
         };
         let mut recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,

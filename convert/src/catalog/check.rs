@@ -111,7 +111,7 @@ impl Claims<'_> {
     fn expert_shape(&self, piece: &Piece, layer: usize, tensor: &SourceTensor) -> Option<Vec<u64>> {
         let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
         let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-        let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let (rows, cols, is_matrix) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
         let transposed = piece.is_transposed(rows, cols, &tensor.shape);
         let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
         Some(match (is_matrix, n) {
@@ -271,7 +271,7 @@ impl Claims<'_> {
     ) -> Result<()> {
         let Some(experts) = catalog.layer(layer) else { return Ok(()) };
         let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
-        let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let (rows, cols, _) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
         let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
         if is_mxfp4(&tensor.name, tensor.dtype) && !cols.is_multiple_of(32) {
             let what = format!("MXFP4 blocks of rows of {cols} numbers, expected a multiple of 32");

@@ -2,11 +2,14 @@
 
 use moepack_format::Result;
 
+use super::blocks::{Block, mixers};
 use super::compressed::compressed;
 use super::delta::delta;
+use super::recurrent::mixer;
 use super::{Base, factor, positive, switch};
 use crate::family::{
-    AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
+    AttentionRule, DeltaRule, Family, GqaRule, MixedLayers, MixerRule, MlaRule, NopeRule, Sinks, Switch,
+    WindowRule,
 };
 use crate::hparams::Config;
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
@@ -29,6 +32,9 @@ pub(super) fn attentions(
         }
         AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
         AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
+        AttentionRule::Mixed(full, other, layers) => {
+            mixed(family, (&full, &other, layers), config, base, mlps)
+        }
         AttentionRule::Mla(rule) => {
             let mla = mla(family, &rule, config, base)?;
             let shared = shared_choices(&rule, config, base.n_layers)?;
@@ -90,6 +96,25 @@ fn hybrid_mla(
     Ok((0..base.n_layers).map(one).collect())
 }
 
+/// Attention in some layers, another mixer in others, neither in those that are an MLP alone.
+fn mixed(
+    family: &Family,
+    (full, other, layers): (&GqaRule, &MixerRule, MixedLayers),
+    config: &Config,
+    base: &Base,
+    mlps: &[Mlp],
+) -> Result<Vec<Attention>> {
+    let spans = spans(full, config, base.n_layers)?;
+    let nope = nope(full, config, &spans, mlps)?;
+    let kinds = mixers(layers, config, base.n_layers)?;
+    let one = |(l, ((kind, span), nope)): (usize, ((Block, &Span), bool))| match kind {
+        Block::Full => gqa(family, full, config, base, *span, nope).map(Attention::Gqa),
+        Block::Mixer => mixer(other, full, config, base, l),
+        Block::Moe | Block::Dense => Ok(Attention::None),
+    };
+    kinds.into_iter().zip(&spans).zip(nope).enumerate().map(one).collect()
+}
+
 /// What a query sees.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
@@ -146,7 +171,7 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
     })
 }
 
-fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
+pub(super) fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
     let head_dim = match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
         (Some(given), _) | (None, Some(given)) => given,
         (None, None) if base.hidden.is_multiple_of(base.n_heads) => base.hidden / base.n_heads,
@@ -202,11 +227,15 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
             config.error("q_lora_rank is missing; null means that queries have no low-rank projection")
         );
     }
-    let scale = 1.0 / ((nope_dim + rope_dim) as f64).sqrt() * scaled.logit_factor;
+    let kv_lora = config.uint(&["kv_lora_rank"], 1, RANK_MAX)?;
+    let gain = |rank: usize| if rule.gain { (base.hidden as f64 / rank as f64).sqrt() } else { 1.0 };
+    // The gain of queries is one of logits.
+    let scale = 1.0 / ((nope_dim + rope_dim) as f64).sqrt() * scaled.logit_factor * q_lora.map_or(1.0, gain);
     Ok(Mla {
         n_heads: base.n_heads,
         q_lora,
-        kv_lora: config.uint(&["kv_lora_rank"], 1, RANK_MAX)?,
+        kv_lora,
+        kv_gain: gain(kv_lora) as f32,
         nope_dim,
         rope_dim,
         v_dim: config.uint(&["v_head_dim"], 1, HEAD_DIM_MAX)?,
@@ -369,6 +398,11 @@ fn nope(rule: &GqaRule, config: &Config, spans: &[Span], mlps: &[Mlp]) -> Result
     let without_window = |l: &Span| !l.is_limited();
     Ok(match rule.nope {
         NopeRule::None => vec![false; n_layers],
+        NopeRule::All => vec![true; n_layers],
+        NopeRule::UnlessAsked => {
+            let kind = config.find(&["position_embedding_type"]).and_then(|(_, v)| v.as_str());
+            vec![kind != Some("rope"); n_layers]
+        }
         NopeRule::WithoutWindow => {
             // Without `sliding_window` there is no pattern, and every layer rotates.
             let windows = !config.mentions(&["sliding_window"]) || config.find(&["sliding_window"]).is_some();

@@ -1,5 +1,7 @@
 //! Attention kinds.
 
+use super::recurrent::{Lightning, ShortConv, StateSpace};
+
 /// Attention kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attention {
@@ -11,6 +13,14 @@ pub enum Attention {
     Compressed(Compressed),
     /// Linear attention: a state that each token changes by the gated delta rule.
     Delta(Delta),
+    /// A selective state space.
+    StateSpace(StateSpace),
+    /// A short convolution between gates.
+    ShortConv(ShortConv),
+    /// Linear attention whose state decays at a fixed rate.
+    Lightning(Lightning),
+    /// None: the layer is an MLP alone.
+    None,
 }
 
 /// Grouped-query attention.
@@ -104,6 +114,8 @@ pub struct Mla {
     pub v_dim: usize,
     /// `eps` of the two latent norms (1e-6 in the reference, whatever the config says).
     pub latent_eps: f32,
+    /// The key-value latent is multiplied by this after its norm.
+    pub kv_gain: f32,
     /// Biases on the down projections and the output.
     pub bias: bool,
     /// Factor of the logits, YaRN's mscale² included.

@@ -17,9 +17,12 @@ use rayon::prelude::*;
 use super::compressed::Compressed;
 use super::delta::Delta;
 use super::gqa::Gqa;
+use super::lightning::Lightning;
 use super::mla::Mla;
 use super::residual::Sublayer;
 use super::rope::Table;
+use super::short_conv::ShortConv;
+use super::state_space::StateSpace;
 use super::{Stream, Weights, sized};
 use crate::tokens::Windows;
 
@@ -34,6 +37,11 @@ pub(super) enum Attention {
     Mla(Box<Mla>),
     Compressed(Box<Compressed>),
     Delta(Box<Delta>),
+    StateSpace(Box<StateSpace>),
+    ShortConv(Box<ShortConv>),
+    Lightning(Box<Lightning>),
+    /// The layer is an MLP alone.
+    None,
 }
 
 /// Rotary tables of a layer.
@@ -70,6 +78,12 @@ impl Attention {
             Kind::Compressed(spec) => {
                 Attention::Compressed(Box::new(Compressed::load(weights, layer, spec)?))
             }
+            Kind::StateSpace(spec) => {
+                Attention::StateSpace(Box::new(StateSpace::load(weights, layer, spec)?))
+            }
+            Kind::ShortConv(spec) => Attention::ShortConv(Box::new(ShortConv::load(weights, layer, spec)?)),
+            Kind::Lightning(spec) => Attention::Lightning(Box::new(Lightning::load(weights, layer, spec)?)),
+            Kind::None => Attention::None,
         })
     }
 
@@ -78,7 +92,11 @@ impl Attention {
             Attention::Gqa(gqa) => Tables::new(gqa.rope(), None, positions),
             Attention::Mla(mla) => Tables::new(mla.rope(), mla.indexer(), positions),
             Attention::Compressed(attention) => Tables::new(attention.rope(), None, positions),
-            Attention::Delta(_) => Tables::new(&Rope::NONE, None, 0),
+            Attention::Delta(_)
+            | Attention::StateSpace(_)
+            | Attention::ShortConv(_)
+            | Attention::Lightning(_)
+            | Attention::None => Tables::new(&Rope::NONE, None, 0),
         }
     }
 
@@ -97,11 +115,22 @@ impl Attention {
             Attention::Mla(mla) => mla.window(isa, tables, x, chosen, scratch),
             Attention::Compressed(attention) => attention.window(isa, &tables.main, x, scratch),
             Attention::Delta(delta) => delta.window(isa, x, scratch),
+            Attention::StateSpace(space) => space.window(isa, x, scratch),
+            Attention::ShortConv(conv) => conv.window(isa, x, scratch),
+            Attention::Lightning(lightning) => lightning.window(isa, x, scratch),
+            Attention::None => {
+                let out = sized(&mut scratch.out, x.len());
+                out.fill(0.0);
+                out
+            }
         }
     }
 
     /// The stream after attention, each window on its own from position 0.
     pub(super) fn run_in_place(&self, isa: Isa, around: &Sublayer, windows: &Windows, stream: &mut Stream) {
+        if matches!(self, Attention::None) {
+            return;
+        }
         let tables = self.tables(windows.ctx());
         stream.chosen.resize_with(windows.n_windows(), Chosen::default);
         let parts = parts(windows, around.width(), &mut stream.hidden);

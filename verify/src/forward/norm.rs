@@ -10,6 +10,7 @@ use super::{Weights, tensor};
 pub(super) const NOTES: usize = 2;
 
 /// A norm with its weights.
+#[derive(Clone, Debug)]
 pub(super) struct Norm {
     /// `[width]`
     weight: Vec<f32>,
