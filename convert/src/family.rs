@@ -38,6 +38,7 @@ mod kimi_linear;
 mod layout;
 mod lfm2_moe;
 mod llama4;
+mod longcat_flash;
 mod mimo_v2_flash;
 mod minimax;
 mod minimax_m2;
@@ -93,6 +94,7 @@ pub static FAMILIES: &[&Family] = &[
     &kimi_linear::FAMILY,
     &lfm2_moe::FAMILY,
     &llama4::FAMILY,
+    &longcat_flash::FAMILY,
     &mimo_v2_flash::FAMILY,
     &minimax::FAMILY,
     &minimax_m2::FAMILY,
