@@ -56,6 +56,10 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
         hidden: base.hidden,
         vocab: config.uint(&["vocab_size"], 1, VOCAB_MAX)?,
         norm: norm(family, config)?,
+        final_eps: match family.norm {
+            NormRule::RmsButLast(default) => Some(eps(config, "rms_norm_eps", default)?),
+            _ => None,
+        },
         embed_scale: factor(config, family.embed_scale, &base)?,
         logit_scale: factor(config, family.logit_scale, &base)?,
         head_bias: switch(config, family.head_bias)?,
@@ -102,6 +106,7 @@ fn norm(family: &Family, config: &Config) -> Result<Norm> {
     let rms = |default| eps(config, "rms_norm_eps", default);
     Ok(match family.norm {
         NormRule::Rms(default) => Norm::Rms { eps: rms(default)? },
+        NormRule::RmsButLast(fixed) => Norm::Rms { eps: fixed as f32 },
         NormRule::RmsOf(key, default) => Norm::Rms { eps: eps(config, key, default)? },
         NormRule::RmsPlusOne(default) => Norm::RmsPlusOne { eps: rms(default)? },
         NormRule::Layer(default) => Norm::Layer { eps: rms(default)?, bias: true },

@@ -17,6 +17,10 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         Attention::Mla(mla) => mla_has(mla, role),
         Attention::Compressed(attention) => compressed_has(attention, role),
         Attention::Delta(delta) => delta_has(delta, role),
+        Attention::Routed(_) => matches!(
+            role,
+            Role::AttnRouter | Role::AttnExpertsIn | Role::AttnExpertsOut | Role::KeysValues | Role::OBias
+        ),
         Attention::StateSpace(space) => state_space_has(space, role),
         Attention::ShortConv(conv) => match role {
             Role::MixerIn | Role::MixerConv | Role::MixerOut => true,
@@ -155,6 +159,7 @@ fn moe_has(moe: &Moe, role: Role) -> bool {
         Role::RouterBias => moe.router.bias,
         Role::RouterCorrection => moe.router.correction,
         Role::RouterTable => moe.router.choice == crate::spec::Choice::ByToken,
+        Role::ExpertsBias => moe.sum_bias,
         Role::LatentDown | Role::LatentUp => moe.latent.is_some(),
         Role::SharedGate => shared.is_some_and(|s| !s.fused) && moe.activation.is_gated(),
         Role::SharedUp => shared.is_some_and(|s| !s.fused),
@@ -189,6 +194,12 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
             Attention::Mla(mla) => mla_dim(mla, dim),
             Attention::Compressed(attention) => compressed_dim(attention, dim),
             Attention::Delta(delta) => delta_dim(delta, dim),
+            Attention::Routed(routed) => match dim {
+                Dim::Kv => Some(routed.n_kv_heads * routed.head_dim),
+                Dim::KeysValues => Some(2 * routed.n_kv_heads * routed.head_dim),
+                Dim::AttnExperts => Some(routed.n_experts),
+                _ => None,
+            },
             Attention::StateSpace(space) => state_space_dim(space, dim),
             Attention::ShortConv(conv) => match dim {
                 Dim::MixerIn => Some(3 * spec.hidden),

@@ -34,6 +34,7 @@ mod granitemoehybrid;
 mod hunyuan_v1_moe;
 mod hy_v3;
 mod jamba;
+mod jetmoe;
 mod kimi_linear;
 mod layout;
 mod lfm2_moe;
@@ -91,6 +92,7 @@ pub static FAMILIES: &[&Family] = &[
     &hunyuan_v1_moe::FAMILY,
     &hy_v3::FAMILY,
     &jamba::FAMILY,
+    &jetmoe::FAMILY,
     &kimi_linear::FAMILY,
     &lfm2_moe::FAMILY,
     &llama4::FAMILY,
@@ -279,6 +281,10 @@ pub enum Dim {
     Inter,
     /// What routed experts work on.
     Latent,
+    /// All key and value heads of routed attention together.
+    KeysValues,
+    /// Experts of routed attention.
+    AttnExperts,
     /// Rows of the shared expert.
     SharedInter,
     /// Rows of the shared expert's gate and up together.

@@ -10,7 +10,7 @@ mod role;
 
 pub use attention::{
     Attention, Compressed, Compression, Delta, DeltaProjections, Gate, Gqa, Indexer, KeyChoice, LongRope,
-    Mla, Pairing, QkNorm, Rope, Temperature,
+    Mla, Pairing, QkNorm, Rope, RoutedAttention, Temperature,
 };
 pub use moe::{
     Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
@@ -30,6 +30,8 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// How norms work; `eps` of all but the latent ones.
     pub norm: Norm,
+    /// `eps` of the final norm, where it has one of its own.
+    pub final_eps: Option<f32>,
     /// The embedding is multiplied by this.
     pub embed_scale: f32,
     /// Logits are multiplied by this.

@@ -231,6 +231,7 @@ fn window_bytes(spec: &ModelSpec, ctx: usize) -> u64 {
         Attention::Mla(a) => {
             a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim) + index_values(a.choice.indexer(), ctx)
         }
+        Attention::Routed(a) => (3 * a.n_used + 2) * a.n_kv_heads * a.head_dim,
         Attention::StateSpace(a) => {
             let selected = a.n_heads + 2 * a.n_groups * a.state_dim;
             a.n_projected() + 2 * a.n_channels() + 2 * a.inner() + 2 * selected

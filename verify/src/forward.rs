@@ -38,6 +38,7 @@ mod norm;
 mod ordered;
 mod residual;
 mod rope;
+mod routed_attention;
 mod router;
 mod short_conv;
 mod shortcut;

@@ -12,9 +12,11 @@ use crate::family::{
     WindowRule,
 };
 use crate::hparams::Config;
-use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
+use crate::limits::{EXPERTS_MAX, HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{Attention, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+use crate::spec::{
+    Attention, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, RoutedAttention, Temperature,
+};
 
 /// The attention of each layer.
 pub(super) fn attentions(
@@ -32,6 +34,10 @@ pub(super) fn attentions(
         }
         AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
         AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
+        AttentionRule::Routed => {
+            let routed = routed(family, config, base)?;
+            Ok(vec![Attention::Routed(routed); base.n_layers])
+        }
         AttentionRule::Mixed(full, other, layers) => {
             mixed(family, (&full, &other, layers), config, base, mlps)
         }
@@ -168,6 +174,22 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
         v_scale: factor(config, rule.v_scale, base)?,
         gate: rule.gate,
         rope: if nope { Rope::NONE } else { gqa_rope(family, rule, config, base, span, head_dim)? },
+    })
+}
+
+fn routed(family: &Family, config: &Config, base: &Base) -> Result<RoutedAttention> {
+    let head_dim = config.uint(&["kv_channels", "head_dim"], 1, HEAD_DIM_MAX)?;
+    rotary_pairs(config, "kv_channels", head_dim)?;
+    let source = Source::new(config, "")?;
+    let dim = source.rotary_dim(family.rope, "rotary_dim", head_dim)?;
+    let n_experts = config.uint(family.moe.n_experts, 1, EXPERTS_MAX)?;
+    Ok(RoutedAttention {
+        n_experts,
+        n_used: config.uint(family.moe.n_experts_used, 1, n_experts)?,
+        n_kv_heads: config.uint(&["num_key_value_heads"], 1, HEADS_MAX)?,
+        head_dim,
+        scale: (1.0 / (head_dim as f64).sqrt()) as f32,
+        rope: rope(source, family.rope, None, Pairing::Half, dim, base.positions)?.rope,
     })
 }
 

@@ -149,6 +149,7 @@ fn moe(family: &Family, config: &Config) -> Result<Moe> {
         activation: activation(rule.activation, config)?,
         latent: config.uint_opt(rule.latent, 1, HIDDEN_MAX)?,
         bias: rule.bias,
+        sum_bias: rule.sum_bias,
         weighs_input: rule.weighs_input,
         router: router(&rule.router, config, n_experts, n_experts_used)?,
         shared: shared(rule, config, inter)?,

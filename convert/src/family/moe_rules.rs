@@ -42,6 +42,8 @@ pub struct MoeRule {
     pub latent: Keys,
     /// Experts have biases.
     pub bias: bool,
+    /// A bias is added to their sum.
+    pub sum_bias: bool,
     /// The router's weight multiplies what goes into an expert.
     pub weighs_input: bool,
     /// Router.
@@ -64,6 +66,7 @@ impl MoeRule {
         activation: ActivationRule::Silu,
         latent: &[],
         bias: false,
+        sum_bias: false,
         weighs_input: false,
         router: RouterRule::SOFTMAX,
         shared: SharedRule::None,

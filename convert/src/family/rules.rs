@@ -47,6 +47,8 @@ pub enum Factor {
 pub enum NormRule {
     /// RMS, `rms_norm_eps`.
     Rms(f64),
+    /// RMS of this `eps`, but for the last, which has `rms_norm_eps`, or this too.
+    RmsButLast(f64),
     /// RMS, with this key instead.
     RmsOf(&'static str, f64),
     /// RMS whose weights are stored minus one, `rms_norm_eps`.
@@ -103,6 +105,9 @@ pub enum AttentionRule {
     /// Latent attention in the layers that `layer_types` calls `full_attention` (without the list those in
     /// `linear_attn_config.full_attn_layers`, counted from 1), linear attention in the others.
     HybridMla(MlaRule, DeltaRule),
+    /// Attention whose queries and outputs come from experts: `num_key_value_heads`, `kv_channels`, and as many experts as
+    /// MLPs have.
+    Routed,
     /// Grouped-query attention in some layers, another way to mix tokens in the others.
     Mixed(GqaRule, MixerRule, MixedLayers),
 }

@@ -13,6 +13,8 @@ pub enum Attention {
     Compressed(Compressed),
     /// Linear attention: a state that each token changes by the gated delta rule.
     Delta(Delta),
+    /// Attention whose queries and outputs come from experts.
+    Routed(RoutedAttention),
     /// A selective state space.
     StateSpace(StateSpace),
     /// A short convolution between gates.
@@ -60,6 +62,24 @@ pub struct Gqa {
     pub v_scale: f32,
     /// A gate on what the heads give.
     pub gate: Option<Gate>,
+    /// Position encoding.
+    pub rope: Rope,
+}
+
+/// A mixture of attention heads (Zhang et al. 2022, arXiv 2210.05144; JetMoE, arXiv 2404.07413): each expert a token uses
+/// projects queries, which see the same keys and values, and projects what they find back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutedAttention {
+    /// Experts.
+    pub n_experts: usize,
+    /// Experts a token uses.
+    pub n_used: usize,
+    /// Heads of keys and values, and of an expert's queries.
+    pub n_kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Factor of the logits.
+    pub scale: f32,
     /// Position encoding.
     pub rope: Rope,
 }

@@ -42,6 +42,8 @@ pub struct Moe {
     pub latent: Option<usize>,
     /// Experts have biases.
     pub bias: bool,
+    /// A bias is added to their sum.
+    pub sum_bias: bool,
     /// The router's weight multiplies what goes into an expert, not what comes out.
     pub weighs_input: bool,
     /// How experts are chosen and weighted.

@@ -88,6 +88,11 @@ pub enum Role {
     DeltaDecay,
     DeltaNorm,
     DeltaOut,
+    /// Routed attention: its router, experts' queries and outputs, keys and values in one.
+    AttnRouter,
+    AttnExpertsIn,
+    AttnExpertsOut,
+    KeysValues,
     /// State spaces, short convolutions and lightning attention: projections, convolution, norm.
     MixerIn,
     MixerInBias,
@@ -129,6 +134,8 @@ pub enum Role {
     RouterCorrection,
     /// Experts of each token id; integers.
     RouterTable,
+    /// Added to the sum of routed experts.
+    ExpertsBias,
     /// To what routed experts work on, and back.
     LatentDown,
     LatentUp,

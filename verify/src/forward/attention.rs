@@ -21,6 +21,7 @@ use super::lightning::Lightning;
 use super::mla::Mla;
 use super::residual::Sublayer;
 use super::rope::Table;
+use super::routed_attention::RoutedAttention;
 use super::short_conv::ShortConv;
 use super::state_space::StateSpace;
 use super::{Stream, Weights, sized};
@@ -37,6 +38,7 @@ pub(super) enum Attention {
     Mla(Box<Mla>),
     Compressed(Box<Compressed>),
     Delta(Box<Delta>),
+    Routed(Box<RoutedAttention>),
     StateSpace(Box<StateSpace>),
     ShortConv(Box<ShortConv>),
     Lightning(Box<Lightning>),
@@ -78,6 +80,7 @@ impl Attention {
             Kind::Compressed(spec) => {
                 Attention::Compressed(Box::new(Compressed::load(weights, layer, spec)?))
             }
+            Kind::Routed(spec) => Attention::Routed(Box::new(RoutedAttention::load(weights, layer, spec)?)),
             Kind::StateSpace(spec) => {
                 Attention::StateSpace(Box::new(StateSpace::load(weights, layer, spec)?))
             }
@@ -90,6 +93,7 @@ impl Attention {
     fn tables(&self, positions: usize) -> Tables {
         match self {
             Attention::Gqa(gqa) => Tables::new(gqa.rope(), None, positions),
+            Attention::Routed(routed) => Tables::new(routed.rope(), None, positions),
             Attention::Mla(mla) => Tables::new(mla.rope(), mla.indexer(), positions),
             Attention::Compressed(attention) => Tables::new(attention.rope(), None, positions),
             Attention::Delta(_)
@@ -115,6 +119,7 @@ impl Attention {
             Attention::Mla(mla) => mla.window(isa, tables, x, chosen, scratch),
             Attention::Compressed(attention) => attention.window(isa, &tables.main, x, scratch),
             Attention::Delta(delta) => delta.window(isa, x, scratch),
+            Attention::Routed(routed) => routed.window(isa, tables, x, scratch),
             Attention::StateSpace(space) => space.window(isa, x, scratch),
             Attention::ShortConv(conv) => conv.window(isa, x, scratch),
             Attention::Lightning(lightning) => lightning.window(isa, x, scratch),

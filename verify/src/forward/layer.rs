@@ -40,6 +40,8 @@ pub(super) struct MoeWeights {
     pub(super) spec: Moe,
     pub(super) router: Router,
     pub(super) shared: Option<SharedWeights>,
+    /// Added to the sum of experts. `[hidden]`
+    pub(super) sum_bias: Option<Vec<f32>>,
     /// To what experts work on, `[latent, hidden]`, and back.
     pub(super) latent: Option<(Linear, Linear)>,
 }
@@ -181,6 +183,8 @@ impl MoeWeights {
             let gate = || Linear::load(weights, Some(l), (Role::SharedRouter, None), 1, hidden);
             Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()? })
         });
+        let sum_bias =
+            moe.sum_bias.then(|| tensor(weights, Some(l), Role::ExpertsBias, &[weights.spec().hidden]));
         let latent = moe.latent.map(|latent| -> Result<_> {
             let (l, hidden) = (Some(l), weights.spec().hidden);
             let linear = |role, n, k| Linear::load(weights, l, (role, None), n, k);
@@ -189,6 +193,7 @@ impl MoeWeights {
         Ok(MoeWeights {
             spec: moe.clone(),
             latent: latent.transpose()?,
+            sum_bias: sum_bias.transpose()?,
             router: Router::load(weights, l, moe)?,
             shared: shared.transpose()?,
         })

@@ -215,6 +215,9 @@ impl<'a> MoePass<'a> {
             up.apply(self.layer.isa, &sum, &mut rows);
             sum = rows;
         }
+        if let Some(bias) = &self.moe.sum_bias {
+            sum.chunks_exact_mut(bias.len()).for_each(|row| math::add(self.layer.isa, row, bias));
+        }
         if let Some(shared) = &self.moe.shared {
             self.add_shared(shared, &mut sum);
             if self.moe.spec.shared.is_some_and(|s| s.sum == SharedSum::Mean) {

@@ -68,6 +68,11 @@ impl Norm {
         Norm { weight, bias, centred: true, eps }
     }
 
+    /// The same with another `eps`, if there is one.
+    pub(super) fn with_eps(self, eps: Option<f32>) -> Norm {
+        Norm { eps: eps.unwrap_or(self.eps), ..self }
+    }
+
     /// Length of a row.
     pub(super) fn width(&self) -> usize {
         self.weight.len()

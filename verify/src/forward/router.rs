@@ -188,7 +188,7 @@ fn leave_best_groups(groups: Groups, keys: &mut [f32]) {
 }
 
 /// Indices of the `k` largest values, largest first, the lower index first where they are equal. NaN comes last.
-fn best(values: &[f32], k: usize) -> Vec<usize> {
+pub(super) fn best(values: &[f32], k: usize) -> Vec<usize> {
     let mut top: Vec<usize> = Vec::with_capacity(k + 1);
     let key = |i: usize| if values[i].is_nan() { f32::NEG_INFINITY } else { values[i] };
     for i in 0..values.len() {
