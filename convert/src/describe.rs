@@ -63,7 +63,7 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
         embed_scale: factor(config, family.embed_scale, &base)?,
         logit_scale: factor(config, family.logit_scale, &base)?,
         head_bias: switch(config, family.head_bias)?,
-        tied_head: config.flag(&["tie_word_embeddings"], family.tied_head)?,
+        tied_head: config.flag(&["tie_embedding", "tie_word_embeddings"], family.tied_head)?,
         hyper: if let Residual::Hyper(hyper) = without { Some(hyper) } else { None },
         max_positions: base.positions,
         layers: attentions.into_iter().zip(mlps).map(layer).collect(),

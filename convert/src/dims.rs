@@ -33,6 +33,7 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         Attention::None => false,
     };
     let mlp = match &layer.mlp {
+        Mlp::Dense { fused: true, .. } => matches!(role, Role::SharedGateUp | Role::SharedDown),
         Mlp::Dense { activation, .. } => match role {
             Role::DenseGate => activation.is_gated(),
             role => matches!(role, Role::DenseUp | Role::DenseDown),
@@ -304,6 +305,8 @@ fn indexer_dim(indexer: &Indexer, dim: Dim) -> Option<usize> {
 fn mlp_dim(mlp: &Mlp, dim: Dim) -> Option<usize> {
     match (mlp, dim) {
         (Mlp::Dense { inter, .. }, Dim::DenseInter) => Some(*inter),
+        (Mlp::Dense { inter, .. }, Dim::SharedInter) => Some(*inter),
+        (Mlp::Dense { inter, .. }, Dim::SharedGateUp) => Some(2 * inter),
         (Mlp::Moe(moe), Dim::Inter) => Some(moe.inter),
         (Mlp::Moe(moe), Dim::Latent) => moe.latent,
         (Mlp::Moe(moe), Dim::SharedInter) => moe.shared.map(|s| s.inter),

@@ -58,7 +58,14 @@ fn in_layer(moe: &Moe, by_token: bool) -> Moe {
 fn moe_layers(family: &Family, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
     let rule = family.moe_layers;
     let single = || Ok(config.uint_opt(family.moe.n_experts, 1, EXPERTS_MAX)? == Some(1)) as Result<bool>;
-    if rule == MoeLayers::None || matches!(rule, MoeLayers::Period(..)) && single()? {
+    let zero = || Ok(config.uint_opt(family.moe.n_experts, 0, EXPERTS_MAX)? == Some(0)) as Result<bool>;
+    let is_dense = match rule {
+        MoeLayers::None => true,
+        MoeLayers::Period(..) => single()?,
+        MoeLayers::AllUnlessZero => zero()?,
+        _ => false,
+    };
+    if is_dense {
         return Ok(vec![false; n_layers]);
     }
     let layers = match config.strings_opt(&["mlp_layer_types"], n_layers)? {
@@ -75,7 +82,7 @@ fn moe_layers(family: &Family, config: &Config, n_layers: usize) -> Result<Vec<b
 
 fn by_rule(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
     Ok(match rule {
-        MoeLayers::All => vec![true; n_layers],
+        MoeLayers::All | MoeLayers::AllUnlessZero => vec![true; n_layers],
         MoeLayers::None | MoeLayers::Blocks => vec![false; n_layers],
         MoeLayers::Period(period, offset) => {
             let keys = ["expert_layer_period", "expert_layer_offset"];
@@ -128,7 +135,8 @@ pub(super) fn shortcut(family: &Family, config: &Config) -> Result<Shortcut> {
 
 fn dense(family: &Family, config: &Config) -> Result<Mlp> {
     let activation = activation(family.moe.activation, config)?;
-    Ok(Mlp::Dense { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation })
+    let inter = config.uint(family.dense_inter, 1, INTER_MAX)?;
+    Ok(Mlp::Dense { inter, activation, fused: family.moe.shared_fused })
 }
 
 fn moe(family: &Family, config: &Config) -> Result<Moe> {

@@ -1,11 +1,12 @@
 //! Granite 4.0 hybrid: Granite's multipliers and experts with a shared one; Mamba 2 in most layers, attention without
-//! position in the others.
+//! position in the others. Without experts the shared one is the MLP.
 //! Source: transformers 5.23.0 `models/granitemoehybrid`; released as Granite-4.0-H-Tiny and -Small.
 
 use super::Dim::{Hidden, MixerChannels, MixerIn, MixerInner, MixerKernel, One, Steps};
 use super::common::{GQA, LLAMA, rule};
 use super::{
-    AttentionRule, Family, Fixed, GqaRule, MixedLayers, MixerRule, NopeRule, Rule, StateRule, granitemoe,
+    AttentionRule, Family, Fixed, GqaRule, MixedLayers, MixerRule, MoeLayers, NopeRule, Rule, StateRule,
+    granitemoe,
 };
 use crate::spec::Role;
 
@@ -35,6 +36,8 @@ pub const FAMILY: Family = Family {
         MixerRule::StateSpace(StateRule::MAMBA_2),
         MixedLayers::Listed,
     ),
+    moe_layers: MoeLayers::AllUnlessZero,
+    dense_inter: &["shared_intermediate_size"],
     rules: &[LLAMA, GQA, MAMBA, granitemoe::NAMES],
     ..granitemoe::FAMILY
 };

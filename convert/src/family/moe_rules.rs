@@ -9,6 +9,8 @@ use crate::spec::{Choice, GroupScore, RouteWeights, Score};
 pub enum MoeLayers {
     /// Every layer.
     All,
+    /// Every layer; none where the number of experts is 0.
+    AllUnlessZero,
     /// None: a dense model.
     None,
     /// From the layer that this key says; transformers' default where it is missing.

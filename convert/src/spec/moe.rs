@@ -11,6 +11,8 @@ pub enum Mlp {
         inter: usize,
         /// Nonlinearity.
         activation: Activation,
+        /// Gate and up are one matrix, where other layers of the family have their shared experts.
+        fused: bool,
     },
     /// Routed experts.
     Moe(Moe),
