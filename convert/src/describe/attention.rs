@@ -194,16 +194,14 @@ fn routed(family: &Family, config: &Config, base: &Base) -> Result<RoutedAttenti
 }
 
 pub(super) fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
-    let head_dim = match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
-        (Some(given), _) | (None, Some(given)) => given,
-        (None, None) if base.hidden.is_multiple_of(base.n_heads) => base.hidden / base.n_heads,
+    match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
+        (Some(given), _) | (None, Some(given)) => Ok(given),
+        (None, None) if base.hidden.is_multiple_of(base.n_heads) => Ok(base.hidden / base.n_heads),
         (None, None) => {
             let text = format!("head_dim is missing and hidden_size {} does not divide by", base.hidden);
-            return Err(config.error(format!("{text} {} heads", base.n_heads)));
+            Err(config.error(format!("{text} {} heads", base.n_heads)))
         }
-    };
-    rotary_pairs(config, "head_dim", head_dim)?;
-    Ok(head_dim)
+    }
 }
 
 fn gqa_rope(
@@ -214,6 +212,7 @@ fn gqa_rope(
     span: Span,
     head_dim: usize,
 ) -> Result<Rope> {
+    rotary_pairs(config, "head_dim", head_dim)?;
     let label = if span.window.is_some() { "sliding_attention" } else { "full_attention" };
     let source = Source::new(config, label)?;
     let theta = match family.rope.window_theta {
