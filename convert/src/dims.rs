@@ -31,6 +31,7 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
             matches!(role, Role::MixerIn | Role::MixerNorm | Role::MixerOut | Role::AttnGate)
         }
         Attention::None => false,
+        Attention::Carried => false,
     };
     let mlp = match &layer.mlp {
         Mlp::Dense { fused: true, .. } => matches!(role, Role::SharedGateUp | Role::SharedDown),
@@ -214,6 +215,7 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
                 _ => None,
             },
             Attention::None => None,
+            Attention::Carried => None,
         },
     };
     n.map(|n| n as u64)

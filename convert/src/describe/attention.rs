@@ -50,6 +50,7 @@ pub(super) fn attentions(
             };
             Ok(shared.into_iter().map(|shared| Attention::Mla(one(shared))).collect())
         }
+        AttentionRule::Carried => Ok(vec![Attention::Carried; base.n_layers]),
         AttentionRule::Compressed(rule) => {
             let layers = compressed(family, &rule, config, base)?;
             Ok(layers.into_iter().map(Attention::Compressed).collect())

@@ -110,6 +110,8 @@ pub enum AttentionRule {
     Routed,
     /// Grouped-query attention in some layers, another way to mix tokens in the others.
     Mixed(GqaRule, MixerRule, MixedLayers),
+    /// Not described; its tensors are carried.
+    Carried,
 }
 
 /// Linear attention of a family: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,

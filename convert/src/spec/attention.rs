@@ -23,6 +23,8 @@ pub enum Attention {
     Lightning(Lightning),
     /// None: the layer is an MLP alone.
     None,
+    /// Not described: its tensors are carried, and no forward pass runs through it.
+    Carried,
 }
 
 /// Grouped-query attention.
