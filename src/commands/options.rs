@@ -211,7 +211,7 @@ impl RecipeArgs {
         }
         let choices_of = |recipe: &Recipe| {
             recipe.validate()?;
-            Choices::new(recipe, &moe_layers(model.spec()))
+            Choices::of(recipe, model.spec())
         };
         let mut recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
