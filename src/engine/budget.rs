@@ -71,7 +71,8 @@ impl Budget {
         let (spec, threads) = (model.spec(), threads as u64);
         // A thread holds the released expert, one matrix in f32 and one being coded; finished ones wait coded.
         let coded = sizes.expert_coded_bytes_max * (1 + AHEAD);
-        let mut layers = threads * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded);
+        let mut layers = threads
+            * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded + sizes.coding_bytes_max);
         // So do the trunk's matrices before them.
         let coded_trunk = (threads + AHEAD) * sizes.trunk_coding_bytes_max;
         let (mut streams, mut head) = (0, 0);

@@ -38,6 +38,8 @@ pub struct Sizes {
     pub expert_source_bytes_max: u64,
     /// Largest expert as coded, in bytes.
     pub expert_coded_bytes_max: u64,
+    /// What the greediest codec takes beside a matrix and what becomes of it.
+    pub coding_bytes_max: u64,
 }
 
 /// Bytes of one bank.
@@ -133,6 +135,8 @@ impl Sizes {
                         continue;
                     }
                 };
+                self.coding_bytes_max =
+                    self.coding_bytes_max.max(codec.coding_bytes(stored.rows, stored.cols));
                 sizes.n_planes += planes.len();
                 record = record_end(record, &planes)?;
                 let bytes = plane_bytes(&planes)?;
