@@ -19,7 +19,7 @@ const EXPERT: &str = "{E}";
 pub fn patterns<'a>(tensors: impl Iterator<Item = &'a SourceTensor>) -> Vec<TensorPattern> {
     let mut alike = BTreeMap::<(String, &str, &[u64]), BTreeMap<usize, BTreeSet<usize>>>::new();
     for tensor in tensors {
-        let Some((name, layer, expert)) = template(&tensor.name) else { continue };
+        let Some((name, layer, expert)) = template(&tensor.name, 2) else { continue };
         let layers = alike.entry((name, tensor.dtype.name(), &tensor.shape)).or_default();
         layers.entry(layer).or_default().extend(expert);
     }

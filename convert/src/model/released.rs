@@ -53,6 +53,7 @@ impl Model {
             spec: self.spec.clone(),
             hints: self.hints,
             catalog,
+            names_alone: false,
             warnings: Vec::new(),
         }))
     }

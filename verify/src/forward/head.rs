@@ -52,7 +52,8 @@ impl Head {
         Ok(Head {
             isa,
             hyper: hyper.transpose()?,
-            norm: Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden)?,
+            norm: Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden)?
+                .with_eps(spec.final_eps),
             linear: Linear::load(weights, None, (role, bias), spec.vocab, spec.hidden)?,
             scale: spec.logit_scale,
             width: spec.width(),

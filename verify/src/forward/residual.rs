@@ -4,6 +4,8 @@
 //! plain     x += f(norm(x))                       scaled    x += factor · f(norm(x))
 //! post      x += norm(f(x))                       sandwich  x += norm(f(norm(x)))
 //! parallel  x += attention(norm(x)) + mlp(norm(x))
+//! single    x += f(norm(x)), where f is attention or an MLP and there is no other sublayer
+//! of normed x = a · norm(x) + b · f(norm(x))
 //! hyper     y = Σ_j pre_j X_j;  X'_k = post_k f(norm(y)) + Σ_j C_jk X_j            n streams X a token
 //! ```
 //!
@@ -25,11 +27,14 @@ pub(super) struct Sublayer {
     norm: Option<Norm>,
     post_norm: Option<Norm>,
     scale: f32,
+    /// What is normed stays in the stream, times this.
+    keeps_normed: Option<f32>,
     hyper: Option<Hyper>,
 }
 
 /// The roles of a sublayer's tensors.
 pub(super) struct Roles {
+    is_mlp: bool,
     norm: (Role, Role),
     post_norm: Role,
     mix: [Role; 3],
@@ -37,6 +42,7 @@ pub(super) struct Roles {
 
 /// Of attention.
 pub(super) const ATTENTION: Roles = Roles {
+    is_mlp: false,
     norm: (Role::AttnNorm, Role::AttnNormBias),
     post_norm: Role::AttnPostNorm,
     mix: [Role::AttnMix, Role::AttnMixBase, Role::AttnMixScale],
@@ -44,6 +50,7 @@ pub(super) const ATTENTION: Roles = Roles {
 
 /// Of the MLP.
 pub(super) const MLP: Roles = Roles {
+    is_mlp: true,
     norm: (Role::MlpNorm, Role::MlpNormBias),
     post_norm: Role::MlpPostNorm,
     mix: [Role::MlpMix, Role::MlpMixBase, Role::MlpMixScale],
@@ -57,8 +64,8 @@ impl Sublayer {
         roles: &Roles,
     ) -> Result<Sublayer> {
         let hidden = weights.spec().hidden;
-        // Both sublayers of a parallel layer have the norm of its attention.
-        let (norm, bias) = if residual == Residual::Parallel { ATTENTION.norm } else { roles.norm };
+        // A norm that sublayers share is that of attention.
+        let (norm, bias) = if residual.shares_norm() { ATTENTION.norm } else { roles.norm };
         let norm = residual.has_pre_norm().then(|| Norm::load(weights, Some(l), (norm, bias), hidden));
         let post_norm = residual
             .has_post_norm()
@@ -67,11 +74,20 @@ impl Sublayer {
             Residual::Hyper(spec) => Some(Hyper::load(weights, Some(l), spec, roles.mix, spec.n_mixes())?),
             _ => None,
         };
+        let (keeps_normed, scale) = match residual {
+            Residual::Scaled(factor) => (None, factor),
+            Residual::OfNormed { attention, mlp } => {
+                let [a, b] = if roles.is_mlp { mlp } else { attention };
+                (Some(a), b)
+            }
+            _ => (None, 1.0),
+        };
         Ok(Sublayer {
             hidden,
             norm: norm.transpose()?,
             post_norm: post_norm.transpose()?,
-            scale: if let Residual::Scaled(factor) = residual { factor } else { 1.0 },
+            scale,
+            keeps_normed,
             hyper,
         })
     }
@@ -148,18 +164,29 @@ impl Sublayer {
     }
 
     /// How these rows join the stream, from the notes of their tokens.
-    pub(super) fn joint<'a>(&self, notes: &'a [f32]) -> Joint<'a> {
-        match &self.hyper {
-            None => Joint::Add,
-            Some(hyper) => Joint::Mix { n_streams: hyper.spec.n_streams, notes, n_notes: self.n_notes() },
+    pub(super) fn joint<'a>(&'a self, notes: &'a [f32]) -> Joint<'a> {
+        match (&self.hyper, self.keeps_normed, &self.norm) {
+            (Some(hyper), ..) => {
+                Joint::Mix { n_streams: hyper.spec.n_streams, notes, n_notes: self.n_notes() }
+            }
+            (None, Some(factor), Some(norm)) => Joint::OfNormed { norm, factor, notes },
+            _ => Joint::Add,
         }
     }
 
     /// What the sublayer's outputs `[tokens, hidden]` do to a stream whose tokens have these notes.
     pub(super) fn delta(&self, isa: Isa, mut rows: Vec<f32>, notes: &[f32]) -> Delta {
         rows.par_chunks_mut(ROWS * self.hidden).for_each(|rows| self.output(isa, rows));
-        let mix = self.hyper.as_ref().map(|h| (h.spec.n_streams, self.n_notes(), notes.to_vec()));
-        Delta { hidden: self.hidden, rows, mix }
+        let how = match self.joint(notes) {
+            Joint::Add => How::Add,
+            Joint::Mix { n_streams, notes, n_notes } => {
+                How::Mix { n_streams, n_notes, notes: notes.to_vec() }
+            }
+            Joint::OfNormed { norm, factor, notes } => {
+                How::OfNormed { norm: norm.clone(), factor, notes: notes.to_vec() }
+            }
+        };
+        Delta { hidden: self.hidden, rows, how }
     }
 }
 
@@ -170,12 +197,28 @@ pub(super) enum Joint<'a> {
     Add,
     /// Streams are mixed.
     Mix { n_streams: usize, notes: &'a [f32], n_notes: usize },
+    /// They are added to what was normed, times a factor.
+    OfNormed { norm: &'a Norm, factor: f32, notes: &'a [f32] },
 }
 
 impl Joint<'_> {
     /// Changes rows of the stream `[t, width]` by outputs `[t, hidden]`; `first` is the index of the first in the notes.
     pub(super) fn join(self, isa: Isa, rows: &mut [f32], outputs: &[f32], hidden: usize, first: usize) {
-        let Joint::Mix { n_streams, notes, n_notes } = self else { return math::add(isa, rows, outputs) };
+        let (n_streams, notes, n_notes) = match self {
+            Joint::Add => return math::add(isa, rows, outputs),
+            Joint::Mix { n_streams, notes, n_notes } => (n_streams, notes, n_notes),
+            Joint::OfNormed { norm, factor, notes } => {
+                let mut normed = vec![0.0; hidden];
+                let notes = notes.chunks_exact(NORM_NOTES).skip(first);
+                let rows = rows.chunks_exact_mut(hidden).zip(outputs.chunks_exact(hidden));
+                for ((row, output), notes) in rows.zip(notes) {
+                    norm.apply_noted(isa, row, notes, &mut normed);
+                    row.copy_from_slice(output);
+                    math::add_scaled(isa, row, factor, &normed);
+                }
+                return;
+            }
+        };
         let mut before = vec![0.0; n_streams * hidden]; // [n_streams, hidden]
         let notes = notes.chunks_exact(n_notes).skip(first);
         let rows = rows.chunks_exact_mut(n_streams * hidden).zip(outputs.chunks_exact(hidden));
@@ -199,18 +242,37 @@ pub struct Delta {
     hidden: usize,
     /// `[tokens, hidden]`
     rows: Vec<f32>,
-    /// Number of streams, of notes a token, and the notes. `[tokens, n_notes]`
-    mix: Option<(usize, usize, Vec<f32>)>,
+    how: How,
+}
+
+/// How the outputs join: a [`Joint`] that owns what it needs.
+#[derive(Clone, Debug)]
+enum How {
+    Add,
+    /// Notes are `[tokens, n_notes]`.
+    Mix {
+        n_streams: usize,
+        n_notes: usize,
+        notes: Vec<f32>,
+    },
+    /// The same.
+    OfNormed {
+        norm: Norm,
+        factor: f32,
+        notes: Vec<f32>,
+    },
 }
 
 impl Stream {
     /// Joins what a sublayer made, and what a parallel attention before it left.
     pub fn add(&mut self, isa: Isa, delta: &Delta) {
-        let joint = match &delta.mix {
-            None => Joint::Add,
-            Some((n_streams, n_notes, notes)) => {
+        self.shortcut = None;
+        let joint = match &delta.how {
+            How::Add => Joint::Add,
+            How::Mix { n_streams, n_notes, notes } => {
                 Joint::Mix { n_streams: *n_streams, notes, n_notes: *n_notes }
             }
+            How::OfNormed { norm, factor, notes } => Joint::OfNormed { norm, factor: *factor, notes },
         };
         if let Some(pending) = self.pending.take() {
             let parts =
