@@ -4,7 +4,7 @@
 //! order, on many threads, with memory for a few experts. A move never rounds: what a target cannot hold is refused by
 //! name, unless quantizing anew is asked for; only `safetensors` decodes, which is what it is for.
 
-use moepack_format::{Error, PlaneSpec, Result};
+use moepack_format::{Dtype, Error, PlaneSpec, Result};
 use moepack_quant::{CodecRef, Isa, Matrix};
 
 use crate::coded::{CodedExpert, CodedPart};
@@ -20,6 +20,8 @@ mod refuse;
 mod scheme;
 mod shard;
 mod trunk;
+
+use scheme::{Int, Scheme};
 
 pub use card::card;
 pub use shard::{SHARD_BYTES_DEFAULT, Shard, index_json, shard_name, shards};
@@ -167,6 +169,7 @@ impl<'a> Export<'a> {
         this.refuse()?;
         this.plan_trunk()?;
         this.plan_experts()?;
+        this.note_scales()?;
         Ok(this)
     }
 
@@ -209,6 +212,19 @@ impl<'a> Export<'a> {
             Content::Parts { layer, expert } => self.parts(*layer, *expert),
             Content::Stack { layer, part } => self.stack(*layer, *part, at),
         }
+    }
+
+    /// Runtimes that compute in another type than that of the scales must be told.
+    fn note_scales(&mut self) -> Result<()> {
+        let scheme = self.experts_scheme()?.filter(|_| self.form == Form::Compressed);
+        if matches!(scheme, Some((Scheme::Int(Int { scales: Dtype::F16, .. }), _))) {
+            self.notes.push(
+                "scales are F16: transformers decompresses experts to that type, so load with \
+                 dtype=torch.float16 or cast the model after loading"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 
     /// The headers of the release.

@@ -47,7 +47,7 @@ impl Export<'_> {
     }
 
     /// The scheme of the experts and a shape of one of their matrices.
-    fn experts_scheme(&self) -> Result<Option<(Scheme, [u64; 2])>> {
+    pub(super) fn experts_scheme(&self) -> Result<Option<(Scheme, [u64; 2])>> {
         let Some((layer, _)) = self.data.spec().moe_layers().next() else { return Ok(None) };
         let parts = self.written_parts(layer, 0)?;
         let first = parts.iter().find(|p| p.part.is_matrix());
