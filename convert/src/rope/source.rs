@@ -59,11 +59,10 @@ impl<'a> Source<'a> {
         let given = self.config.uint_opt(&[dim_key], 1, head_dim)?;
         let of = |share: f64| (head_dim as f64 * share) as usize;
         let dim = self.partial()?.map(of).or(given).unwrap_or(of(rule.partial));
-        if dim.is_multiple_of(2) {
+        // transformers makes a pair of the last dimension and the one behind it.
+        if dim.next_multiple_of(2) <= head_dim {
             return Ok(dim);
         }
-        Err(self
-            .config
-            .error(format!("{dim} dimensions rotate, expected an even number: they do so in pairs")))
+        Err(self.config.error(format!("{dim} of {head_dim} dimensions rotate, expected pairs of them")))
     }
 }
