@@ -16,7 +16,7 @@ use crate::hparams::Config;
 use crate::limits::{
     BLOCK_SIDE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX,
 };
-use crate::spec::{Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
+use crate::spec::{Across, Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
 
 /// The model that config.json describes. `tied_head` is what config.json says; whether there is a head of its
 /// own is for the tensors to decide.
@@ -115,11 +115,21 @@ fn residual(family: &Family, config: &Config, base: &Base) -> Result<Residual> {
         ResidualRule::Parallel => Residual::Parallel,
         ResidualRule::Post => Residual::Post,
         ResidualRule::Sandwich => Residual::Sandwich,
-        ResidualRule::Hyper => Residual::Hyper(Hyper {
-            n_streams: config.uint_opt(&["hc_mult"], 1, STREAMS_MAX)?.unwrap_or(4),
-            sinkhorn_steps: config.uint_opt(&["hc_sinkhorn_iters"], 1, SINKHORN_MAX)?.unwrap_or(20),
-            eps: eps(config, "hc_eps", 1e-6)?,
-        }),
+        ResidualRule::Hyper | ResidualRule::HyperMean | ResidualRule::HyperAlone => {
+            Residual::Hyper(hyper(family.residual, config)?)
+        }
+    })
+}
+
+fn hyper(rule: ResidualRule, config: &Config) -> Result<Hyper> {
+    Ok(Hyper {
+        n_streams: config.uint_opt(&["hc_mult"], 1, STREAMS_MAX)?.unwrap_or(4),
+        across: match rule {
+            ResidualRule::HyperAlone => Across::Alone(positive(config, &["hc_magnitude"])?.unwrap_or(2.0)),
+            _ => Across::Sinkhorn(config.uint_opt(&["hc_sinkhorn_iters"], 1, SINKHORN_MAX)?.unwrap_or(20)),
+        },
+        eps: eps(config, "hc_eps", 1e-6)?,
+        mean_head: rule == ResidualRule::HyperMean,
     })
 }
 

@@ -2,8 +2,8 @@
 
 use crate::family::Dim;
 use crate::spec::{
-    Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp, ModelSpec, Moe,
-    Norm, QkNorm, Residual, Role,
+    Across, Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp,
+    ModelSpec, Moe, Norm, QkNorm, Residual, Role,
 };
 
 /// Whether the model has this tensor: in this layer, or outside of all.
@@ -28,7 +28,7 @@ fn has_global(spec: &ModelSpec, role: Role) -> bool {
         Role::Embed | Role::FinalNorm | Role::LmHead => true,
         Role::FinalNormBias => has_bias(spec.norm),
         Role::LmHeadBias => spec.head_bias,
-        Role::HeadMix | Role::HeadMixBase | Role::HeadMixScale => spec.hyper.is_some(),
+        Role::HeadMix | Role::HeadMixBase | Role::HeadMixScale => spec.hyper.is_some_and(|h| !h.mean_head),
         _ => false,
     }
 }
@@ -60,7 +60,7 @@ fn gqa_has(gqa: &Gqa, role: Role) -> bool {
         Role::OBias => gqa.o_bias,
         Role::QNorm | Role::KNorm => matches!(gqa.qk_norm, QkNorm::Head | QkNorm::Full),
         Role::Sinks => gqa.sinks,
-        Role::AttnGate => gqa.gate == Some(Gate::Own),
+        Role::AttnGate => matches!(gqa.gate, Some(Gate::Own | Gate::PerHead)),
         _ => false,
     }
 }
@@ -72,6 +72,8 @@ fn mla_has(mla: &Mla, role: Role) -> bool {
         Role::QA | Role::QANorm | Role::QB => mla.q_lora.is_some(),
         Role::QABias => mla.bias && mla.q_lora.is_some(),
         Role::KvABias | Role::OBias => mla.bias,
+        Role::AttnGate => mla.gate.is_some(),
+        Role::Sinks => mla.sinks,
         Role::IndexQ | Role::IndexK | Role::IndexKNorm | Role::IndexKNormBias | Role::IndexWeights => {
             mla.choice.indexer().is_some()
         }
@@ -96,17 +98,19 @@ fn compressed_has(attention: &Compressed, role: Role) -> bool {
 fn delta_has(delta: &Delta, role: Role) -> bool {
     match role {
         Role::DeltaQkvz | Role::DeltaBa => delta.projections == DeltaProjections::Grouped,
-        Role::DeltaQkv | Role::DeltaZ | Role::DeltaA => delta.projections == DeltaProjections::Separate,
+        Role::DeltaQkv => delta.projections == DeltaProjections::Separate,
+        Role::DeltaZ => delta.projections == DeltaProjections::Separate,
+        Role::DeltaA => {
+            matches!(delta.projections, DeltaProjections::Separate | DeltaProjections::FullRank)
+        }
+        Role::AttnGate => delta.projections == DeltaProjections::FullRank,
         Role::DeltaB => delta.projections != DeltaProjections::Grouped,
-        Role::DeltaConv | Role::DeltaOut => delta.projections != DeltaProjections::LowRank,
-        Role::Q | Role::K | Role::V | Role::O => delta.projections == DeltaProjections::LowRank,
-        Role::DeltaConvQ
-        | Role::DeltaConvK
-        | Role::DeltaConvV
-        | Role::DeltaGateA
-        | Role::DeltaGateB
-        | Role::DeltaDecayA
-        | Role::DeltaDecayB => delta.projections == DeltaProjections::LowRank,
+        Role::DeltaConv | Role::DeltaOut => !delta.projections.is_kimi(),
+        Role::Q | Role::K | Role::V | Role::O => delta.projections.is_kimi(),
+        Role::DeltaConvQ | Role::DeltaConvK | Role::DeltaConvV => delta.projections.is_kimi(),
+        Role::DeltaGateA | Role::DeltaGateB | Role::DeltaDecayA | Role::DeltaDecayB => {
+            delta.projections == DeltaProjections::LowRank
+        }
         Role::DeltaStep | Role::DeltaDecay | Role::DeltaNorm => true,
         _ => false,
     }
@@ -134,8 +138,8 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
         Dim::Hidden => Some(spec.hidden),
         Dim::Vocab => Some(spec.vocab),
         Dim::One => Some(1),
-        Dim::Three => Some(3),
         Dim::Width => Some(spec.width()),
+        Dim::Scales => spec.hyper.map(|h| if matches!(h.across, Across::Alone(_)) { 2 } else { 3 }),
         Dim::Streams => spec.hyper.map(|h| h.n_streams),
         Dim::Mixes => spec.hyper.map(|h| h.n_mixes()),
         Dim::DenseInter
@@ -162,12 +166,18 @@ fn gqa_dim(gqa: &Gqa, dim: Dim) -> Option<usize> {
         Dim::QOut => Some(if gqa.gate == Some(Gate::InQuery) { 2 * q } else { q }),
         Dim::AttnOut => Some(gqa.n_heads * gqa.v_dim),
         Dim::Kv => Some(kv),
+        Dim::GateOut => Some(gate_rows(gqa.gate?, gqa.n_heads, gqa.v_dim)),
         Dim::Values => Some(values),
         Dim::Qkv => Some(q + kv + values),
         Dim::Head => Some(gqa.head_dim),
         Dim::Heads => Some(gqa.n_heads),
         _ => None,
     }
+}
+
+/// Rows of the matrix that gates heads.
+fn gate_rows(gate: Gate, n_heads: usize, v_dim: usize) -> usize {
+    if gate == Gate::PerHead { n_heads } else { n_heads * v_dim }
 }
 
 fn mla_dim(mla: &Mla, dim: Dim) -> Option<usize> {
@@ -179,6 +189,7 @@ fn mla_dim(mla: &Mla, dim: Dim) -> Option<usize> {
         Dim::KvLora => Some(mla.kv_lora),
         Dim::KvA => Some(mla.kv_lora + mla.rope_dim),
         Dim::KvB => Some(mla.n_heads * (mla.nope_dim + mla.v_dim)),
+        Dim::GateOut => Some(gate_rows(mla.gate?, mla.n_heads, mla.v_dim)),
         _ => indexer_dim(mla.choice.indexer()?, dim),
     }
 }
@@ -204,7 +215,7 @@ fn delta_dim(delta: &Delta, dim: Dim) -> Option<usize> {
     match dim {
         Dim::DeltaChannels => Some(delta.n_channels()),
         Dim::DeltaQkvz => Some(delta.n_channels() + values),
-        Dim::DeltaValues | Dim::Values | Dim::AttnOut => Some(values),
+        Dim::DeltaValues | Dim::Values | Dim::AttnOut | Dim::GateOut => Some(values),
         Dim::Q | Dim::QOut | Dim::Kv => Some(delta.n_k_heads * delta.k_dim),
         Dim::DeltaHeads => Some(delta.n_v_heads),
         Dim::DeltaBa => Some(2 * delta.n_v_heads),

@@ -13,6 +13,7 @@ use crate::rope::RopeRule;
 use crate::spec::Role;
 
 mod afmoe;
+mod bailing_hybrid;
 mod bailing_moe_v2;
 mod cohere2_moe;
 mod common;
@@ -32,7 +33,9 @@ mod gpt_oss;
 mod granitemoe;
 mod hunyuan_v1_moe;
 mod hy_v3;
+mod hy_v4;
 mod kimi_linear;
+mod laguna;
 mod layout;
 mod llama4;
 mod mimo_v2_flash;
@@ -52,13 +55,14 @@ mod solar_open;
 pub use layout::{ExpertLayout, Holds, Piece, Split};
 pub use moe_rules::{ActivationRule, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule};
 pub use rules::{
-    AttentionRule, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, MlaRule, NopeRule, NormRule,
-    ResidualRule, Sinks, Switch, WindowRule,
+    AttentionRule, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, IndexerRule, MlaRule, NopeRule,
+    NormRule, ResidualRule, Sinks, Switch, WindowRule,
 };
 
 /// Every family that can be read.
 pub static FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
+    &bailing_hybrid::FAMILY,
     &bailing_moe_v2::FAMILY,
     &cohere2_moe::FAMILY,
     &dbrx::FAMILY,
@@ -81,7 +85,9 @@ pub static FAMILIES: &[&Family] = &[
     &granitemoe::FAMILY,
     &hunyuan_v1_moe::FAMILY,
     &hy_v3::FAMILY,
+    &hy_v4::FAMILY,
     &kimi_linear::FAMILY,
+    &laguna::FAMILY,
     &llama4::FAMILY,
     &mimo_v2_flash::FAMILY,
     &minimax_m2::FAMILY,
@@ -193,6 +199,8 @@ pub enum Dim {
     Heads,
     /// What attention hands to the output projection.
     AttnOut,
+    /// Rows of the matrix that gates it.
+    GateOut,
     /// Rank of the query latent.
     QLora,
     /// Rank of the key-value latent.
@@ -212,7 +220,7 @@ pub enum Dim {
     /// What hyper-connections compute for a sublayer.
     Mixes,
     /// Factors of that.
-    Three,
+    Scales,
     /// Tokens of a compressed entry.
     Ratio,
     /// What a token gives to compressed entries.

@@ -38,12 +38,20 @@ pub struct RopeRule {
     pub scaling: Option<Yarn>,
     /// YaRN's factor of cos and sin where config.json does not say it; else it follows from the extension.
     pub attention_factor: Option<f64>,
+    /// Layers with and without a window have each a part of `rope_parameters`, which must be there.
+    pub by_layers: bool,
 }
 
 impl RopeRule {
     /// Llama's.
-    pub const PLAIN: RopeRule =
-        RopeRule { theta: 1e4, window_theta: None, partial: 1.0, scaling: None, attention_factor: None };
+    pub const PLAIN: RopeRule = RopeRule {
+        theta: 1e4,
+        window_theta: None,
+        partial: 1.0,
+        scaling: None,
+        attention_factor: None,
+        by_layers: false,
+    };
 }
 
 /// Parameters of YaRN (Peng et al. 2023, arXiv 2309.00071).

@@ -8,8 +8,8 @@ mod moe;
 mod role;
 
 pub use attention::{
-    Attention, Compressed, Compression, Delta, DeltaProjections, Gate, Gqa, Indexer, KeyChoice, LongRope,
-    Mla, Pairing, QkNorm, Rope, Temperature,
+    Attention, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer, KeyChoice,
+    LongRope, Mla, Pairing, QkNorm, Rope, Temperature,
 };
 pub use moe::{
     Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
@@ -146,15 +146,29 @@ impl Residual {
 pub struct Hyper {
     /// Streams.
     pub n_streams: usize,
-    /// Sinkhorn's steps, each over rows and columns.
-    pub sinkhorn_steps: usize,
+    /// How streams mix.
+    pub across: Across,
     /// Added to weights and sums.
     pub eps: f32,
+    /// Streams are collapsed to their mean before the final norm, not to a weighted sum.
+    pub mean_head: bool,
+}
+
+/// How the streams of hyper-connections mix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Across {
+    /// By C, made doubly stochastic in so many of Sinkhorn's steps, each over rows and columns.
+    Sinkhorn(usize),
+    /// Each goes on alone: C is the identity. `post` is this times a sigmoid, plus `eps` (Hunyuan 4).
+    Alone(f32),
 }
 
 impl Hyper {
     /// Numbers that a sublayer's weights are: pre, post and C.
     pub fn n_mixes(&self) -> usize {
-        (2 + self.n_streams) * self.n_streams
+        match self.across {
+            Across::Sinkhorn(_) => (2 + self.n_streams) * self.n_streams,
+            Across::Alone(_) => 2 * self.n_streams,
+        }
     }
 }

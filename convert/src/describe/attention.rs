@@ -4,14 +4,17 @@ use moepack_format::Result;
 
 use super::compressed::compressed;
 use super::delta::delta;
-use super::{Base, factor, positive, switch};
+use super::{Base, factor, norm, positive, switch};
 use crate::family::{
-    AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
+    AttentionRule, DeltaRule, Family, GqaRule, IndexerRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
 };
 use crate::hparams::Config;
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{Attention, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+use crate::spec::{Attention, Gate, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+
+/// `eps` of the norm of an indexer's keys, in the reference.
+const KEY_NORM_EPS: f32 = 1e-6;
 
 /// The attention of each layer.
 pub(super) fn attentions(
@@ -24,8 +27,12 @@ pub(super) fn attentions(
         AttentionRule::Gqa(rule) => {
             let spans = spans(&rule, config, base.n_layers)?;
             let nope = nope(&rule, config, &spans, mlps)?;
-            let one = |(span, nope): (&Span, bool)| gqa(family, &rule, config, base, *span, nope);
-            spans.iter().zip(nope).map(|layer| one(layer).map(Attention::Gqa)).collect()
+            let heads = heads_of_layers(&rule, config, base)?;
+            let one = |((span, nope), n_heads)| {
+                let base = Base { n_heads, ..*base };
+                gqa(family, &rule, config, &base, span, nope).map(Attention::Gqa)
+            };
+            spans.into_iter().zip(nope).zip(heads).map(one).collect()
         }
         AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
         AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
@@ -77,10 +84,14 @@ fn hybrid_mla(
 ) -> Result<Vec<Attention>> {
     let listed = layer_types(config, base.n_layers, "linear_attention")?;
     let from_one = config.uints_opt(&["linear_attn_config.full_attn_layers"], LAYERS_MAX)?;
+    let group = linear.group.map(|(key, _)| config.uint_opt(&[key], 1, LAYERS_MAX)).transpose()?.flatten();
     let is_linear = |l: usize| match (&listed, &from_one) {
         (Some(listed), _) => listed.get(l).copied().unwrap_or(false),
         (None, Some(full)) => !full.contains(&(l + 1)),
-        (None, None) => l == 0 || !l.is_multiple_of(4),
+        (None, None) => match linear.group {
+            Some((_, n)) => !(l + 1).is_multiple_of(group.unwrap_or(n)),
+            None => l == 0 || !l.is_multiple_of(4),
+        },
     };
     let (mla, delta) = (mla(family, full, config, base)?, delta(linear, config)?);
     let one = |l: usize| match is_linear(l) {
@@ -141,9 +152,31 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
         scale,
         temperature: if rule.temperature && nope { temperature(config)? } else { None },
         v_scale: factor(config, rule.v_scale, base)?,
-        gate: rule.gate,
+        gate: gate(rule, config)?,
+        gate_by: rule.gate_by,
         rope: if nope { Rope::NONE } else { gqa_rope(family, rule, config, base, span, head_dim)? },
     })
+}
+
+fn gate(rule: &GqaRule, config: &Config) -> Result<Option<Gate>> {
+    let Some(key) = rule.gate_per_head else { return Ok(rule.gate) };
+    let per_head = config.find(&[key]).is_none_or(|(_, v)| match v {
+        serde_json::Value::Bool(is) => *is,
+        other => other.as_str() == Some("per-head"),
+    });
+    Ok(if per_head { Some(Gate::PerHead) } else { rule.gate })
+}
+
+/// Query heads of each layer.
+fn heads_of_layers(rule: &GqaRule, config: &Config, base: &Base) -> Result<Vec<usize>> {
+    let Some(listed) = config.uints_opt(rule.heads_of_layers, HEADS_MAX)? else {
+        return Ok(vec![base.n_heads; base.n_layers]);
+    };
+    if listed.len() == base.n_layers && !listed.contains(&0) {
+        return Ok(listed);
+    }
+    let what = format!("numbers of heads are {listed:?}, expected one for each of {} layers", base.n_layers);
+    Err(config.error(what))
 }
 
 fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
@@ -169,6 +202,9 @@ fn gqa_rope(
 ) -> Result<Rope> {
     let label = if span.window.is_some() { "sliding_attention" } else { "full_attention" };
     let source = Source::new(config, label)?;
+    if family.rope.by_layers && !source.is_part(label) {
+        return Err(config.error(format!("rope_parameters has no part {label}")));
+    }
     let theta = match family.rope.window_theta {
         Some((key, default)) if span.window.is_some() && !source.is_part(label) => {
             Some(config.number_opt(&[key])?.unwrap_or(default))
@@ -197,7 +233,8 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
     // A missing q_lora_rank would mean V3's 1536 to transformers, null means a direct projection: both are
     // written.
     let q_lora = config.uint_opt(&["q_lora_rank"], 1, RANK_MAX)?;
-    if q_lora.is_none() && !config.mentions(&["q_lora_rank"]) {
+    let q_lora = q_lora.filter(|_| !rule.direct_q);
+    if q_lora.is_none() && !rule.direct_q && !config.mentions(&["q_lora_rank"]) {
         return Err(
             config.error("q_lora_rank is missing; null means that queries have no low-rank projection")
         );
@@ -216,8 +253,10 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
         temperature: if rule.temperature { rope_temperature(config)? } else { None },
         choice: match rule.indexer {
             None => KeyChoice::All,
-            Some(pairing) => KeyChoice::Indexed(indexer(family, config, base, pairing, rope_dim)?),
+            Some(rule) => KeyChoice::Indexed(indexer(family, config, base, &rule, rope_dim)?),
         },
+        gate: rule.gate,
+        sinks: rule.sinks,
         rope: if rule.nope { Rope::NONE } else { scaled.rope },
     })
 }
@@ -236,7 +275,7 @@ fn indexer(
     family: &Family,
     config: &Config,
     base: &Base,
-    pairing: Pairing,
+    rule: &IndexerRule,
     rope_dim: usize,
 ) -> Result<Indexer> {
     let source = Source::new(config, "")?;
@@ -244,16 +283,16 @@ fn indexer(
         n_heads: config.uint(&["index_n_heads"], 1, HEADS_MAX)?,
         head_dim: config.uint(&["index_head_dim"], rope_dim, HEAD_DIM_MAX)?,
         n_used: config.uint(&["index_topk"], 1, POSITIONS_MAX)?,
-        rope: rope(source, family.rope, None, pairing, rope_dim, base.positions)?.rope,
+        key_eps: if rule.model_eps { norm(family, config)?.eps() } else { KEY_NORM_EPS },
+        rotates_last: rule.rotates_last,
+        rope: rope(source, family.rope, None, rule.pairing, rope_dim, base.positions)?.rope,
     })
 }
 
 /// Which layers see the keys that an earlier layer's indexer chose: `indexer_types`, `index_topk_pattern` or
 /// `index_topk_freq` (GLM-5.2).
 fn shared_choices(rule: &MlaRule, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
-    if rule.indexer.is_none() {
-        return Ok(vec![false; n_layers]);
-    }
+    let Some(indexer) = rule.indexer else { return Ok(vec![false; n_layers]) };
     let bad = |what: String| Err(config.error(what));
     let shared = if let Some(types) = config.strings_opt(&["indexer_types"], n_layers)? {
         if let Some(odd) = types.iter().find(|t| **t != "full" && **t != "shared") {
@@ -267,7 +306,7 @@ fn shared_choices(rule: &MlaRule, config: &Config, n_layers: usize) -> Result<Ve
         }
         letters.bytes().map(|b| b == b'S').collect()
     } else {
-        let every = config.uint_opt(&["index_topk_freq"], 0, LAYERS_MAX)?.unwrap_or(1).max(1);
+        let every = config.uint_opt(&["index_topk_freq"], 0, LAYERS_MAX)?.unwrap_or(indexer.every).max(1);
         let offset = config.uint_opt(&["index_skip_topk_offset"], 0, LAYERS_MAX)?.unwrap_or(2);
         (0..n_layers).map(|l| (l + 1).saturating_sub(offset) % every != 0).collect::<Vec<_>>()
     };
@@ -311,6 +350,9 @@ fn spans(rule: &GqaRule, config: &Config, n_layers: usize) -> Result<Vec<Span>> 
         WindowRule::IfUsed => (size.or(Some(4096)), vec![used; n_layers]),
         WindowRule::LayerTypes { default } => {
             (size.or(Some(default)), listed()?.unwrap_or_else(|| every_other(n_layers)))
+        }
+        WindowRule::Listed { default } => {
+            (size.or(Some(default)), listed()?.unwrap_or_else(|| vec![false; n_layers]))
         }
         WindowRule::LayerTypesIfUsed => {
             let until = max_window_layers(28)?;

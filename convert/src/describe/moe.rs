@@ -6,7 +6,7 @@ use super::{positive, switch};
 use crate::family::{
     ActivationRule, Factor, Family, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule,
 };
-use crate::hparams::Config;
+use crate::hparams::{Config, Keys};
 use crate::limits::{EXPERTS_MAX, INTER_MAX, LAYERS_MAX, SHARED_MAX};
 use crate::spec::{
     Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
@@ -99,7 +99,7 @@ fn hash_layers(rule: HashRule, config: &Config, n_layers: usize) -> Result<Vec<b
 }
 
 fn dense(family: &Family, config: &Config) -> Result<Mlp> {
-    let activation = activation(family.moe.activation, config)?;
+    let activation = activation_elsewhere(&family.moe, config)?;
     Ok(Mlp::Dense { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation })
 }
 
@@ -121,6 +121,11 @@ fn moe(family: &Family, config: &Config) -> Result<Moe> {
         router: router(&rule.router, config, n_experts, n_experts_used)?,
         shared: shared(rule, config, inter)?,
     })
+}
+
+/// Of shared experts and dense layers.
+fn activation_elsewhere(rule: &MoeRule, config: &Config) -> Result<Activation> {
+    if rule.plain_elsewhere { Ok(Activation::Silu) } else { activation(rule.activation, config) }
 }
 
 fn activation(rule: ActivationRule, config: &Config) -> Result<Activation> {
@@ -157,6 +162,7 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
     let renorm = switch(config, rule.renorm)? && weights != RouteWeights::SoftmaxOverChosen;
     Ok(Router {
         bias: rule.bias,
+        softcap: softcap(rule.softcap, config)?,
         score: score(rule.score, config)?,
         correction: rule.correction,
         choice: choice(rule.choice, config)?,
@@ -165,6 +171,11 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
         renorm: renorm.then_some(rule.renorm_eps),
         scale,
     })
+}
+
+/// A cap of logits, if the key is there and above 0.
+fn softcap(keys: Keys, config: &Config) -> Result<Option<f32>> {
+    Ok(config.number_opt(keys)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
 }
 
 fn choice(choice: Choice, config: &Config) -> Result<Choice> {
@@ -232,7 +243,9 @@ fn shared(rule: &MoeRule, config: &Config, inter: usize) -> Result<Option<Shared
         SharedRule::Gated(keys) => (config.uint(keys, 1, INTER_MAX)?, true),
     };
     let sum = shared_sum(rule, config)?;
-    Ok((width > 0).then_some(Shared { inter: width, gated, fused: rule.shared_fused, sum }))
+    let activation = activation_elsewhere(rule, config)?;
+    let fused = rule.shared_fused;
+    Ok((width > 0).then_some(Shared { inter: width, gated, fused, activation, sum }))
 }
 
 fn shared_sum(rule: &MoeRule, config: &Config) -> Result<SharedSum> {

@@ -4,7 +4,7 @@
 
 use super::Dim::{
     Entry, EntryHead, Experts, ExpertsUsed, GroupIn, GroupRank, Head, Heads, Hidden, Index, IndexEntry,
-    IndexHead, IndexHeads, Mixes, One, Q, QLora, Ratio, SharedInter, Streams, Three, Vocab, Width,
+    IndexHead, IndexHeads, Mixes, One, Q, QLora, Ratio, Scales, SharedInter, Streams, Vocab, Width,
 };
 use super::common::{one, rule};
 use super::{
@@ -25,10 +25,10 @@ const NAMES: &[Rule] = &[
     rule(Role::MlpNorm, "ffn_norm.weight", &[Hidden]),
     rule(Role::AttnMix, "hc_attn_fn", &[Mixes, Width]),
     rule(Role::AttnMixBase, "hc_attn_base", &[Mixes]),
-    rule(Role::AttnMixScale, "hc_attn_scale", &[Three]),
+    rule(Role::AttnMixScale, "hc_attn_scale", &[Scales]),
     rule(Role::MlpMix, "hc_ffn_fn", &[Mixes, Width]),
     rule(Role::MlpMixBase, "hc_ffn_base", &[Mixes]),
-    rule(Role::MlpMixScale, "hc_ffn_scale", &[Three]),
+    rule(Role::MlpMixScale, "hc_ffn_scale", &[Scales]),
     rule(Role::Router, "ffn.gate.weight", &[Experts, Hidden]),
     rule(Role::RouterCorrection, "ffn.gate.bias", &[Experts]),
     rule(Role::RouterTable, "ffn.gate.tid2eid", &[Vocab, ExpertsUsed]),

@@ -47,7 +47,7 @@ pub const FAMILY: Family = Family {
     norm: NormRule::Rms(1e-5),
     attention: AttentionRule::HybridMla(
         MlaRule { nope: true, ..MlaRule::PLAIN },
-        DeltaRule { projections: DeltaProjections::LowRank },
+        DeltaRule::plain(DeltaProjections::LowRank),
     ),
     moe_layers: MoeLayers::From("first_k_dense_replace", 1),
     moe: MoeRule {

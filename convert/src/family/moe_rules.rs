@@ -32,6 +32,8 @@ pub struct MoeRule {
     pub inter: Keys,
     /// Nonlinearity.
     pub activation: ActivationRule,
+    /// Shared experts and dense layers have silu without a clamp.
+    pub plain_elsewhere: bool,
     /// Experts have biases.
     pub bias: bool,
     /// The router's weight multiplies what goes into an expert.
@@ -53,6 +55,7 @@ impl MoeRule {
         n_experts_used: &["num_experts_per_tok"],
         inter: &["moe_intermediate_size"],
         activation: ActivationRule::Silu,
+        plain_elsewhere: false,
         bias: false,
         weighs_input: false,
         router: RouterRule::SOFTMAX,
@@ -86,6 +89,8 @@ pub enum ActivationRule {
 pub struct RouterRule {
     /// A bias is added to the logits.
     pub bias: bool,
+    /// Key of the logits' soft cap; none where it is 0 or missing.
+    pub softcap: Keys,
     /// From logits to scores.
     pub score: ScoreRule,
     /// A correction bias is added to the scores for choosing.
@@ -114,6 +119,7 @@ impl RouterRule {
     /// Softmax over all experts, the best of them.
     pub const SOFTMAX: RouterRule = RouterRule {
         bias: false,
+        softcap: &[],
         score: ScoreRule::Is(Score::Softmax),
         correction: false,
         choice: Choice::Best,

@@ -50,7 +50,7 @@ pub const FAMILY: Family = Family {
     class: "Qwen3NextForCausalLM",
     gguf: "qwen3next",
     norm: NormRule::RmsPlusOne(1e-6),
-    attention: AttentionRule::Hybrid(FULL, DeltaRule { projections: DeltaProjections::Grouped }),
+    attention: AttentionRule::Hybrid(FULL, DeltaRule::plain(DeltaProjections::Grouped)),
     rope: RopeRule { partial: 0.25, ..RopeRule::PLAIN },
     moe: MoeRule {
         router: RouterRule { renorm: Switch::Key("norm_topk_prob", true), ..RouterRule::SOFTMAX },
@@ -66,7 +66,7 @@ pub const QWEN3_5: Family = Family {
     model_types: &["qwen3_5_moe", "qwen3_5_moe_text"],
     class: "Qwen3_5MoeForCausalLM",
     gguf: "qwen35moe",
-    attention: AttentionRule::Hybrid(FULL, DeltaRule { projections: DeltaProjections::Separate }),
+    attention: AttentionRule::Hybrid(FULL, DeltaRule::plain(DeltaProjections::Separate)),
     moe_layers: MoeLayers::All,
     moe: MoeRule { router: RouterRule { renorm: Switch::Always, ..RouterRule::SOFTMAX }, ..FAMILY.moe },
     experts: &[STACKED, PER_EXPERT],

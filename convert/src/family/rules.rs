@@ -2,7 +2,7 @@
 //! missing. Each rule has a plain constant that others are written as a difference from.
 
 use crate::hparams::Keys;
-use crate::spec::{DeltaProjections, Gate, Pairing, QkNorm};
+use crate::spec::{DeltaProjections, Gate, GateBy, Pairing, QkNorm};
 
 /// A value that a key of config.json must have.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +71,10 @@ pub enum ResidualRule {
     Sandwich,
     /// Hyper-connections: `hc_mult`, `hc_sinkhorn_iters`, `hc_eps`.
     Hyper,
+    /// The same, but the mean of the streams in the end.
+    HyperMean,
+    /// Hyper-connections whose streams do not mix: `hc_mult`, `hc_magnitude`, `hc_eps`.
+    HyperAlone,
 }
 
 /// Attention of a family.
@@ -92,10 +96,21 @@ pub enum AttentionRule {
 
 /// Linear attention of a family: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,
 /// `linear_value_head_dim`, `linear_conv_kernel_dim`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DeltaRule {
     /// How a token's input becomes what the rule takes.
     pub projections: DeltaProjections,
+    /// Key and default of n: each n-th layer has full attention, where config.json has no list.
+    pub group: Option<(&'static str, usize)>,
+    /// Keys of a switch and of a bound: decays are bounded by it where the switch is true, as both are by default.
+    pub bounded: Option<(&'static str, &'static str, f64)>,
+}
+
+impl DeltaRule {
+    /// The plain rule with these projections.
+    pub const fn plain(projections: DeltaProjections) -> DeltaRule {
+        DeltaRule { projections, group: None, bounded: None }
+    }
 }
 
 /// Grouped-query attention of a family.
@@ -135,6 +150,12 @@ pub struct GqaRule {
     pub v_scale: Factor,
     /// A gate on the output.
     pub gate: Option<Gate>,
+    /// From its logits to factors.
+    pub gate_by: GateBy,
+    /// Key that may say that the gate has one value a head, as it has where the key is missing: true or `per-head`.
+    pub gate_per_head: Option<&'static str>,
+    /// Key for a list of the query heads of each layer.
+    pub heads_of_layers: Keys,
     /// Queries without position encoding grow with the position: `attn_temperature_tuning`, `attn_scale`,
     /// `floor_scale`.
     pub temperature: bool,
@@ -162,6 +183,9 @@ impl GqaRule {
         scale: None,
         v_scale: Factor::One,
         gate: None,
+        gate_by: GateBy::Sigmoid,
+        gate_per_head: None,
+        heads_of_layers: &[],
         temperature: false,
         pairing: Pairing::Half,
     };
@@ -189,6 +213,11 @@ pub enum WindowRule {
     /// number.
     LayerTypesFrom {
         /// `max_window_layers` where config.json has none.
+        default: usize,
+    },
+    /// Those that `layer_types` says; none without the list.
+    Listed {
+        /// `sliding_window` where config.json has none.
         default: usize,
     },
     /// Those that `layer_types` says; without the list all but each n-th.
@@ -243,8 +272,14 @@ pub struct MlaRule {
     pub bias: Switch,
     /// Whether rotary pairs are adjacent.
     pub adjacent: Switch,
-    /// How the indexer's pairs rotate, where there is one: `index_n_heads`, `index_head_dim`, `index_topk`.
-    pub indexer: Option<Pairing>,
+    /// The indexer, where there is one.
+    pub indexer: Option<IndexerRule>,
+    /// `q_proj` is direct, whatever config.json says.
+    pub direct_q: bool,
+    /// A gate on the output.
+    pub gate: Option<Gate>,
+    /// One learnt logit a head.
+    pub sinks: bool,
     /// Queries grow with the position: `llama_4_scaling_beta` among the parameters of the rotary encoding.
     pub temperature: bool,
     /// The rotary dimensions are there, but do not rotate.
@@ -259,9 +294,32 @@ impl MlaRule {
         bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Key("rope_interleave", true),
         indexer: None,
+        direct_q: false,
+        gate: None,
+        sinks: false,
         temperature: false,
         nope: false,
     };
+}
+
+/// The indexer of latent attention: `index_n_heads`, `index_head_dim`, `index_topk`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IndexerRule {
+    /// How its pairs rotate.
+    pub pairing: Pairing,
+    /// The last dimensions of its heads rotate, not the first.
+    pub rotates_last: bool,
+    /// The norm of its keys has the model's `eps`, not 1e-6.
+    pub model_eps: bool,
+    /// Where config.json does not say which layers have one: the first, and each so many layers from the second on.
+    pub every: usize,
+}
+
+impl IndexerRule {
+    /// DeepSeek V3.2's, with pairs of this kind.
+    pub const fn plain(pairing: Pairing) -> IndexerRule {
+        IndexerRule { pairing, rotates_last: false, model_eps: false, every: 1 }
+    }
 }
 
 /// DeepSeek V4's attention: what transformers assumes where config.json says nothing.

@@ -50,6 +50,8 @@ pub struct Gqa {
     pub v_scale: f32,
     /// A gate on what the heads give.
     pub gate: Option<Gate>,
+    /// From the gate's logits to factors.
+    pub gate_by: GateBy,
     /// Position encoding.
     pub rope: Rope,
 }
@@ -67,13 +69,24 @@ pub enum QkNorm {
     Unweighted,
 }
 
-/// What the heads give is multiplied by the sigmoid of this.
+/// What the heads give is multiplied by a function of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// The second half of each head's part of `q_proj`.
     InQuery,
     /// A matrix of its own, as wide as the heads.
     Own,
+    /// A matrix of its own with one row a head.
+    PerHead,
+}
+
+/// From a gate's logits to factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateBy {
+    /// 1 / (1 + e^−g)
+    Sigmoid,
+    /// ln(1 + e^g)
+    Softplus,
 }
 
 /// Queries are multiplied by `1 + beta · ln(1 + floor((position + shift) / floor))` (Llama 4's attention temperature).
@@ -112,6 +125,10 @@ pub struct Mla {
     pub temperature: Option<Temperature>,
     /// Which keys a query sees.
     pub choice: KeyChoice,
+    /// A gate on what the heads give: the sigmoid of a matrix of its own.
+    pub gate: Option<Gate>,
+    /// Each head has a learnt logit without a value.
+    pub sinks: bool,
     /// Position encoding of the rope dimensions.
     pub rope: Rope,
 }
@@ -143,6 +160,10 @@ pub struct Indexer {
     pub head_dim: usize,
     /// Keys a query sees.
     pub n_used: usize,
+    /// Added to the variance in the norm of keys.
+    pub key_eps: f32,
+    /// The last dimensions of a head rotate, not the first.
+    pub rotates_last: bool,
     /// Position encoding of queries and keys.
     pub rope: Rope,
 }
@@ -205,6 +226,8 @@ pub struct Delta {
     pub kernel: usize,
     /// How a token's input becomes queries, keys, values, gates, betas and decays.
     pub projections: DeltaProjections,
+    /// Decays are exp(bound · sigmoid(exp(A) · a)), not exp(−exp(A) · softplus(a)).
+    pub decay_bound: Option<f32>,
 }
 
 /// How a token's input becomes what the gated delta rule takes.
@@ -217,6 +240,15 @@ pub enum DeltaProjections {
     /// Queries, keys and values of their own, gates and decays through a rank of one head (Kimi's delta attention): one
     /// decay a channel of the keys; gates through the sigmoid.
     LowRank,
+    /// The same with gates and decays through one matrix each.
+    FullRank,
+}
+
+impl DeltaProjections {
+    /// Queries, keys and values have matrices and convolutions of their own, keys a decay for each channel.
+    pub fn is_kimi(self) -> bool {
+        matches!(self, DeltaProjections::LowRank | DeltaProjections::FullRank)
+    }
 }
 
 impl Delta {

@@ -30,7 +30,7 @@ pub struct Moe {
     pub n_experts_used: usize,
     /// Rows of an expert's gate and up.
     pub inter: usize,
-    /// Nonlinearity of routed and shared experts.
+    /// Nonlinearity of routed experts.
     pub activation: Activation,
     /// Experts have biases.
     pub bias: bool,
@@ -50,7 +50,7 @@ impl Moe {
 }
 
 /// Shared experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shared {
     /// Rows of gate and up, all shared experts together.
     pub inter: usize,
@@ -58,6 +58,8 @@ pub struct Shared {
     pub gated: bool,
     /// Gate and up are one matrix, gate first.
     pub fused: bool,
+    /// Nonlinearity.
+    pub activation: Activation,
     /// How it joins the routed experts.
     pub sum: SharedSum,
 }
@@ -76,6 +78,8 @@ pub enum SharedSum {
 pub struct Router {
     /// The router has a bias, added to the logits.
     pub bias: bool,
+    /// Logits become this · tanh(logit / this).
+    pub softcap: Option<f32>,
     /// From logits to scores.
     pub score: Score,
     /// A correction bias is added to the scores for choosing only.

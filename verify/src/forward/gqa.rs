@@ -1,6 +1,6 @@
 //! Grouped-query attention: query heads share the keys and values of their group.
 
-use moepack_convert::spec::{Gate, Gqa as Spec, QkNorm, Role, Rope, Temperature};
+use moepack_convert::spec::{Gate, GateBy, Gqa as Spec, QkNorm, Role, Rope, Temperature};
 use moepack_format::Result;
 use moepack_quant::gemm::{PackedWeights, Rows};
 use moepack_quant::{Isa, math};
@@ -9,6 +9,7 @@ use super::attention::{Heads, Scratch, Tables};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::Table;
+use super::router::softplus;
 use super::{Weights, sized, tensor};
 
 /// The weights of one layer.
@@ -17,7 +18,7 @@ pub(super) struct Gqa {
     projections: Projections,
     /// `[hidden, n_heads · v_dim]`
     o: Linear,
-    /// `[n_heads · v_dim, hidden]`
+    /// `[n_heads · v_dim, hidden]`, or one row a head.
     gate: Option<Linear>,
     /// Norms of queries and keys, over a head or over all heads.
     qk_norm: Option<(Norm, Norm)>,
@@ -62,11 +63,15 @@ impl Gqa {
         let n_out = spec.n_heads * spec.v_dim;
         let norm = |role, width| Norm::load_with(weights, l, role, width, None);
         let norms = |q, k| -> Result<_> { Ok(Some((norm(Role::QNorm, q)?, norm(Role::KNorm, k)?))) };
-        let gate = || Linear::load(weights, l, (Role::AttnGate, None), n_out, hidden);
+        let gate = |n| Linear::load(weights, l, (Role::AttnGate, None), n, hidden);
         Ok(Gqa {
             projections: Projections::load(weights, layer, spec)?,
             o: Linear::load(weights, l, (Role::O, spec.o_bias.then_some(Role::OBias)), hidden, n_out)?,
-            gate: (spec.gate == Some(Gate::Own)).then(gate).transpose()?,
+            gate: match spec.gate {
+                Some(Gate::Own) => Some(gate(n_out)?),
+                Some(Gate::PerHead) => Some(gate(spec.n_heads)?),
+                Some(Gate::InQuery) | None => None,
+            },
             qk_norm: match spec.qk_norm {
                 QkNorm::None => None,
                 QkNorm::Head => norms(d, d)?,
@@ -99,7 +104,9 @@ impl Gqa {
         let q = sized(q, len * spec.n_heads * d); // [len, n_heads, head_dim]
         let k = sized(k, len * spec.n_kv_heads * d); // [len, n_kv_heads, head_dim]
         let v = sized(v, len * spec.n_kv_heads * spec.v_dim); // [len, n_kv_heads, v_dim]
-        let gates = sized(gates, if spec.gate.is_some() { len * n_out } else { 0 }); // [len, n_heads, v_dim]
+        let n_gates =
+            if spec.gate == Some(Gate::InQuery) { n_out } else { self.gate.as_ref().map_or(0, Linear::n) };
+        let gates = sized(gates, len * n_gates); // [len, n_heads, v_dim or 1]
         self.project(isa, x, [&mut *q, &mut *k, &mut *v, &mut *gates]);
         self.position(isa, tables.of_window(len), q, k);
         let mixed = sized(mixed, len * n_out); // [len, n_heads, v_dim]
@@ -121,8 +128,7 @@ impl Gqa {
         };
         shape.mix(isa, q, pack, heads, mixed);
         if spec.gate.is_some() {
-            math::sigmoid_all(isa, gates);
-            mixed.iter_mut().zip(&*gates).for_each(|(v, g)| *v *= g);
+            apply_gates(isa, spec.gate_by, gates, mixed);
         }
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, mixed, out);
@@ -182,6 +188,18 @@ impl Gqa {
             let scale = spec.scale * growth(spec.temperature, t);
             row.iter_mut().for_each(|v| *v *= scale);
         }
+    }
+}
+
+/// Multiplies what heads give by a function of gates: one for each value, or one for equally many consecutive ones.
+pub(super) fn apply_gates(isa: Isa, by: GateBy, gates: &mut [f32], values: &mut [f32]) {
+    match by {
+        GateBy::Sigmoid => math::sigmoid_all(isa, gates),
+        GateBy::Softplus => gates.iter_mut().for_each(|g| *g = softplus(*g)),
+    }
+    let each = values.len() / gates.len().max(1);
+    for (values, g) in values.chunks_exact_mut(each.max(1)).zip(&*gates) {
+        values.iter_mut().for_each(|v| *v *= g);
     }
 }
 

@@ -19,8 +19,8 @@ const ROWS: std::ops::RangeInclusive<usize> = 24..=96;
 /// Final norm and head.
 pub struct Head {
     isa: Isa,
-    /// Makes one row of hyper-connected streams.
-    hyper: Option<Hyper>,
+    /// Makes one row of the streams.
+    collapse: Collapse,
     norm: Norm,
     /// `[vocab, hidden]`
     linear: Linear,
@@ -28,6 +28,14 @@ pub struct Head {
     scale: f32,
     /// Values of a token before the head.
     width: usize,
+}
+
+/// How the streams of a token become one.
+enum Collapse {
+    /// There is but one.
+    One,
+    Mean,
+    Weighted(Hyper),
 }
 
 /// Buffers of one thread, kept from block to block.
@@ -47,11 +55,15 @@ impl Head {
         let spec = weights.spec();
         let role = if spec.tied_head { Role::Embed } else { Role::LmHead };
         let mix = [Role::HeadMix, Role::HeadMixBase, Role::HeadMixScale];
-        let hyper = spec.hyper.map(|h| Hyper::load(weights, None, h, mix, h.n_streams));
+        let collapse = match spec.hyper {
+            None => Collapse::One,
+            Some(hyper) if hyper.mean_head => Collapse::Mean,
+            Some(hyper) => Collapse::Weighted(Hyper::load(weights, None, hyper, mix, hyper.n_streams)?),
+        };
         let bias = spec.head_bias.then_some(Role::LmHeadBias);
         Ok(Head {
             isa,
-            hyper: hyper.transpose()?,
+            collapse,
             norm: Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden)?,
             linear: Linear::load(weights, None, (role, bias), spec.vocab, spec.hidden)?,
             scale: spec.logit_scale,
@@ -74,9 +86,16 @@ impl Head {
         let (n, hidden) = (rows.len() / self.width, self.norm.width());
         let HeadScratch { mixes, normed, logits } = scratch;
         let x = sized(normed, n * hidden); // [n, hidden]
-        match &self.hyper {
-            None => self.norm.apply(self.isa, rows, x),
-            Some(hyper) => {
+        match &self.collapse {
+            Collapse::One => self.norm.apply(self.isa, rows, x),
+            Collapse::Mean => {
+                let pre = vec![(1.0 / (self.width / hidden) as f64) as f32; self.width / hidden];
+                for (row, x) in rows.chunks_exact(self.width).zip(x.chunks_exact_mut(hidden)) {
+                    collapse(self.isa, &pre, row, x);
+                }
+                self.norm.apply_in_place(self.isa, x);
+            }
+            Collapse::Weighted(hyper) => {
                 hyper.mixes(self.isa, rows, mixes);
                 let pre = mixes.chunks_exact(self.width / hidden);
                 for ((row, pre), x) in rows.chunks_exact(self.width).zip(pre).zip(x.chunks_exact_mut(hidden))

@@ -151,10 +151,16 @@ impl MoeWeights {
             let hidden = weights.spec().hidden;
             let mlp = if shared.fused {
                 let gate_up = tensor(weights, Some(l), Role::SharedGateUp, &[2 * shared.inter, hidden])?;
-                GatedMlp::load_fused(weights, l, (&gate_up, Role::SharedDown), shared.inter, moe.activation)?
+                GatedMlp::load_fused(
+                    weights,
+                    l,
+                    (&gate_up, Role::SharedDown),
+                    shared.inter,
+                    shared.activation,
+                )?
             } else {
                 let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
-                GatedMlp::load(weights, l, roles, shared.inter, moe.activation)?
+                GatedMlp::load(weights, l, roles, shared.inter, shared.activation)?
             };
             let gate = || Linear::load(weights, Some(l), (Role::SharedRouter, None), 1, hidden);
             Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()? })

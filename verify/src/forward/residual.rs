@@ -10,7 +10,7 @@
 //! What a token needs on its way in and out is computed once and kept in its *notes*: the factors of its norm, and with
 //! hyper-connections pre, post and C. So inputs can be made again for the few tokens of an expert.
 
-use moepack_convert::spec::{Hyper as HyperSpec, Residual, Role};
+use moepack_convert::spec::{Across, Hyper as HyperSpec, Residual, Role};
 use moepack_format::Result;
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
@@ -183,6 +183,10 @@ impl Joint<'_> {
             before.copy_from_slice(row);
             let (post, across) = notes[NORM_NOTES + n_streams..].split_at(n_streams);
             for (k, stream) in row.chunks_exact_mut(hidden).enumerate() {
+                if across.is_empty() {
+                    math::add_scaled(isa, stream, post[k], output);
+                    continue;
+                }
                 stream.fill(0.0);
                 math::add_scaled(isa, stream, post[k], output);
                 for (j, other) in before.chunks_exact(hidden).enumerate() {
@@ -246,7 +250,7 @@ impl Hyper {
         [mix, base, scale]: [Role; 3],
         n: usize,
     ) -> Result<Hyper> {
-        let n_scales = if n == spec.n_streams { 1 } else { 3 };
+        let n_scales = if n == spec.n_streams { 1 } else { 2 + usize::from(n > 2 * spec.n_streams) };
         Ok(Hyper {
             spec,
             linear: Linear::load(weights, layer, (mix, None), n, weights.spec().width())?,
@@ -275,19 +279,26 @@ impl Hyper {
             }
             let (post, across) = rest.split_at_mut(n_streams);
             math::sigmoid_all(isa, post);
-            post.iter_mut().for_each(|m| *m *= 2.0);
-            self.balance(isa, across);
+            match self.spec.across {
+                Across::Sinkhorn(steps) => {
+                    post.iter_mut().for_each(|m| *m *= 2.0);
+                    self.balance(isa, steps, across);
+                }
+                Across::Alone(magnitude) => {
+                    post.iter_mut().for_each(|m| *m = magnitude * *m + self.spec.eps);
+                }
+            }
         }
     }
 
     /// Makes C `[n_streams, n_streams]` doubly stochastic: softmax of its rows, then columns and rows in turn (Sinkhorn).
-    fn balance(&self, isa: Isa, across: &mut [f32]) {
+    fn balance(&self, isa: Isa, steps: usize, across: &mut [f32]) {
         let (n, eps) = (self.spec.n_streams, self.spec.eps);
         for row in across.chunks_exact_mut(n) {
             math::softmax(isa, row, None);
             row.iter_mut().for_each(|v| *v += eps);
         }
-        for step in 0..self.spec.sinkhorn_steps {
+        for step in 0..steps {
             if step > 0 {
                 for row in across.chunks_exact_mut(n) {
                     let sum = row.iter().sum::<f32>() + eps;

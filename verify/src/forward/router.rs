@@ -45,6 +45,9 @@ impl Router {
         let t = x.len() / self.linear.k();
         let mut logits = vec![0.0; t * self.n_experts]; // [t, n_experts]
         self.linear.apply(isa, x, &mut logits);
+        if let Some(cap) = self.spec.softcap {
+            logits.iter_mut().for_each(|v| *v = softcapped(*v, cap));
+        }
         for (scores, &token) in logits.chunks_exact_mut(self.n_experts).zip(tokens) {
             self.choose(isa, scores, token, experts, weights);
         }
@@ -105,8 +108,8 @@ impl Router {
     }
 }
 
-/// A vector of `n` values; ERNIE stores it as a matrix of one row.
-fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
+/// A vector of `n` values; ERNIE stores its corrections as a matrix of one row, Kimi its decays in four dimensions.
+pub(super) fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
     let tensor = weights.trunk(Some(layer), role)?;
     if tensor.data.len() == n {
         return Ok(tensor.data);
@@ -134,6 +137,11 @@ fn table(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Vec<u32>> {
             Err(Error::bad_data(what).hint("the table belongs to another model, or the file is damaged"))
         }
     }
+}
+
+/// A value that nears ±cap, but does not go beyond: cap · tanh(x / cap).
+pub(super) fn softcapped(x: f32, cap: f32) -> f32 {
+    libm::tanh(f64::from(x / cap)) as f32 * cap
 }
 
 /// ln(1 + e^x) as transformers has it: x itself above 20, where f32 knows no difference.
@@ -276,6 +284,7 @@ mod tests {
 
     const PLAIN: Spec = Spec {
         bias: false,
+        softcap: None,
         score: Score::Identity,
         correction: false,
         choice: Choice::Best,
