@@ -16,7 +16,11 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         Attention::Delta(delta) => delta_has(delta, role),
     };
     let mlp = match &layer.mlp {
-        Mlp::Dense { .. } => matches!(role, Role::DenseGate | Role::DenseUp | Role::DenseDown),
+        Mlp::Dense { fused, .. } => match role {
+            Role::DenseGate | Role::DenseUp => !fused,
+            Role::DenseGateUp => *fused,
+            _ => role == Role::DenseDown,
+        },
         Mlp::Moe(moe) => moe_has(moe, role),
     };
     residual_has(layer.residual, spec.norm, role) || attention || mlp
@@ -59,6 +63,7 @@ fn gqa_has(gqa: &Gqa, role: Role) -> bool {
         Role::QBias | Role::KBias | Role::VBias => gqa.qkv_bias,
         Role::OBias => gqa.o_bias,
         Role::QNorm | Role::KNorm => matches!(gqa.qk_norm, QkNorm::Head | QkNorm::Full),
+        Role::IndexQ | Role::IndexK | Role::IndexQNorm | Role::IndexKNorm => gqa.blocks.is_some(),
         Role::Sinks => gqa.sinks,
         Role::AttnGate => matches!(gqa.gate, Some(Gate::Own | Gate::PerHead)),
         _ => false,
@@ -76,6 +81,9 @@ fn mla_has(mla: &Mla, role: Role) -> bool {
         Role::Sinks => mla.sinks,
         Role::IndexQ | Role::IndexK | Role::IndexKNorm | Role::IndexKNormBias | Role::IndexWeights => {
             mla.choice.indexer().is_some()
+        }
+        Role::IndexCompressGate | Role::IndexCompressBias => {
+            mla.choice.indexer().is_some_and(|i| i.pool.is_some())
         }
         _ => false,
     }
@@ -143,6 +151,7 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
         Dim::Streams => spec.hyper.map(|h| h.n_streams),
         Dim::Mixes => spec.hyper.map(|h| h.n_mixes()),
         Dim::DenseInter
+        | Dim::DenseGateUp
         | Dim::Inter
         | Dim::SharedInter
         | Dim::SharedGateUp
@@ -171,6 +180,8 @@ fn gqa_dim(gqa: &Gqa, dim: Dim) -> Option<usize> {
         Dim::Qkv => Some(q + kv + values),
         Dim::Head => Some(gqa.head_dim),
         Dim::Heads => Some(gqa.n_heads),
+        Dim::Index => gqa.blocks.map(|b| b.n_heads * b.head_dim),
+        Dim::IndexHead => gqa.blocks.map(|b| b.head_dim),
         _ => None,
     }
 }
@@ -230,6 +241,7 @@ fn indexer_dim(indexer: &Indexer, dim: Dim) -> Option<usize> {
         Dim::Index => Some(indexer.n_heads * indexer.head_dim),
         Dim::IndexHead => Some(indexer.head_dim),
         Dim::IndexHeads => Some(indexer.n_heads),
+        Dim::Pool => indexer.pool,
         _ => None,
     }
 }
@@ -237,6 +249,7 @@ fn indexer_dim(indexer: &Indexer, dim: Dim) -> Option<usize> {
 fn mlp_dim(mlp: &Mlp, dim: Dim) -> Option<usize> {
     match (mlp, dim) {
         (Mlp::Dense { inter, .. }, Dim::DenseInter) => Some(*inter),
+        (Mlp::Dense { inter, .. }, Dim::DenseGateUp) => Some(2 * inter),
         (Mlp::Moe(moe), Dim::Inter) => Some(moe.inter),
         (Mlp::Moe(moe), Dim::SharedInter) => moe.shared.map(|s| s.inter),
         (Mlp::Moe(moe), Dim::SharedGateUp) => moe.shared.map(|s| 2 * s.inter),

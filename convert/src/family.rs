@@ -28,6 +28,7 @@ mod ernie4_5_moe;
 mod exaone_moe;
 mod flex_olmo;
 mod glm4_moe;
+mod glm5_next;
 mod glm_moe_dsa;
 mod gpt_oss;
 mod granitemoe;
@@ -40,6 +41,7 @@ mod layout;
 mod llama4;
 mod mimo_v2_flash;
 mod minimax_m2;
+mod minimax_m3;
 mod mistral4;
 mod mixtral;
 mod moe_rules;
@@ -55,7 +57,7 @@ mod solar_open;
 pub use layout::{ExpertLayout, Holds, Piece, Split};
 pub use moe_rules::{ActivationRule, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule};
 pub use rules::{
-    AttentionRule, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, IndexerRule, MlaRule, NopeRule,
+    AttentionRule, Bound, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, IndexerRule, MlaRule, NopeRule,
     NormRule, ResidualRule, Sinks, Switch, WindowRule,
 };
 
@@ -79,6 +81,7 @@ pub static FAMILIES: &[&Family] = &[
     &exaone_moe::FAMILY,
     &flex_olmo::FAMILY,
     &glm4_moe::FAMILY,
+    &glm5_next::FAMILY,
     &glm_moe_dsa::FAMILY,
     &glm_moe_dsa::LITE,
     &gpt_oss::FAMILY,
@@ -91,6 +94,7 @@ pub static FAMILIES: &[&Family] = &[
     &llama4::FAMILY,
     &mimo_v2_flash::FAMILY,
     &minimax_m2::FAMILY,
+    &minimax_m3::FAMILY,
     &mistral4::FAMILY,
     &mixtral::FAMILY,
     &olmoe::FAMILY,
@@ -233,6 +237,8 @@ pub enum Dim {
     IndexHead,
     /// Number of the indexer's heads.
     IndexHeads,
+    /// Keys of a pool.
+    Pool,
     /// What a token gives to the indexer's entries.
     IndexEntry,
     /// Channels of a linear attention's convolution.
@@ -251,6 +257,8 @@ pub enum Dim {
     DeltaKernel,
     /// Rows of the dense MLP.
     DenseInter,
+    /// Rows of its gate and up together.
+    DenseGateUp,
     /// Rows of a routed expert.
     Inter,
     /// Rows of the shared expert.

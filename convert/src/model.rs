@@ -16,7 +16,8 @@ use crate::encoding::BlockSize;
 use crate::family::{Family, Mtp};
 use crate::hparams::Config;
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::spec::{ModelSpec, Role};
+use crate::names::{Meaning, Names};
+use crate::spec::{Mlp, ModelSpec, Moe, Role};
 
 mod experts;
 mod finite;
@@ -83,6 +84,7 @@ impl Model {
         let config = read_config(checkpoint.place())?;
         let family = Family::of(&config)?;
         let mut spec = describe(family, &config)?;
+        fuse(&mut spec, family, &checkpoint);
         let fp8_block = fp8_block(&config)?;
         let mut warnings = checkpoint.warnings().to_vec();
         let mut catalog = Catalog::build(Source {
@@ -216,6 +218,24 @@ fn check_bundle(bundle: &Bundle, family: &Family, spec: &ModelSpec) -> Result<()
         Some(((layer, n), (bank_layer, bank_n))) => bad(format!(
             "a bank of {bank_n} experts for layer {bank_layer}, config.json has {n} experts in layer {layer}"
         )),
+    }
+}
+
+/// Gate and up of an MLP are one matrix where the checkpoint has it: families that are stored both ways have rules for both.
+fn fuse(spec: &mut ModelSpec, family: &'static Family, checkpoint: &Checkpoint) {
+    let names = Names::of(family);
+    for tensor in checkpoint.tensors() {
+        let Some(place) = names.find(&names.canonical(&tensor.name)) else { continue };
+        let layer = place.layer.and_then(|l| spec.layers.get_mut(l));
+        match (place.meaning, layer.map(|l| &mut l.mlp)) {
+            (Meaning::Trunk(rule), Some(Mlp::Dense { fused, .. })) => {
+                *fused |= rule.role == Role::DenseGateUp
+            }
+            (Meaning::Trunk(rule), Some(Mlp::Moe(Moe { shared: Some(shared), .. }))) => {
+                shared.fused |= rule.role == Role::SharedGateUp;
+            }
+            _ => {}
+        }
     }
 }
 

@@ -8,8 +8,8 @@ mod moe;
 mod role;
 
 pub use attention::{
-    Attention, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer, KeyChoice,
-    LongRope, Mla, Pairing, QkNorm, Rope, Temperature,
+    Attention, Blocks, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer,
+    KeyChoice, LongRope, Mla, Pairing, QkNorm, Rope, Temperature,
 };
 pub use moe::{
     Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,

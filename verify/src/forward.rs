@@ -21,6 +21,7 @@
 //! a fixed tree, and experts are added in ascending order.
 
 mod attention;
+mod blocks;
 mod compressed;
 mod compressor;
 mod delta;
@@ -34,6 +35,7 @@ mod mla;
 mod moe;
 mod norm;
 mod ordered;
+mod pools;
 mod residual;
 mod rope;
 mod router;

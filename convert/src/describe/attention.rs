@@ -11,7 +11,9 @@ use crate::family::{
 use crate::hparams::Config;
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{Attention, Gate, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+use crate::spec::{
+    Attention, Blocks, Gate, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature,
+};
 
 /// `eps` of the norm of an indexer's keys, in the reference.
 const KEY_NORM_EPS: f32 = 1e-6;
@@ -28,11 +30,13 @@ pub(super) fn attentions(
             let spans = spans(&rule, config, base.n_layers)?;
             let nope = nope(&rule, config, &spans, mlps)?;
             let heads = heads_of_layers(&rule, config, base)?;
-            let one = |((span, nope), n_heads)| {
+            let blocks = blocks_of_layers(&rule, config, base)?;
+            let one = |(((span, nope), n_heads), blocks)| {
                 let base = Base { n_heads, ..*base };
-                gqa(family, &rule, config, &base, span, nope).map(Attention::Gqa)
+                let gqa = gqa(family, &rule, config, &base, span, nope)?;
+                Ok(Attention::Gqa(with_blocks(config, gqa, blocks)?))
             };
-            spans.into_iter().zip(nope).zip(heads).map(one).collect()
+            spans.into_iter().zip(nope).zip(heads).zip(blocks).map(one).collect()
         }
         AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
         AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
@@ -43,7 +47,9 @@ pub(super) fn attentions(
                 true => Mla { choice: KeyChoice::AsBefore, ..mla.clone() },
                 false => mla.clone(),
             };
-            Ok(shared.into_iter().map(|shared| Attention::Mla(one(shared))).collect())
+            let layers: Vec<_> = shared.into_iter().map(|shared| Attention::Mla(one(shared))).collect();
+            check_first_choice(config, &layers)?;
+            Ok(layers)
         }
         AttentionRule::Compressed(rule) => {
             let layers = compressed(family, &rule, config, base)?;
@@ -82,7 +88,7 @@ fn hybrid_mla(
     config: &Config,
     base: &Base,
 ) -> Result<Vec<Attention>> {
-    let listed = layer_types(config, base.n_layers, "linear_attention")?;
+    let listed = linear_layers(full, config, base.n_layers)?;
     let from_one = config.uints_opt(&["linear_attn_config.full_attn_layers"], LAYERS_MAX)?;
     let group = linear.group.map(|(key, _)| config.uint_opt(&[key], 1, LAYERS_MAX)).transpose()?.flatten();
     let is_linear = |l: usize| match (&listed, &from_one) {
@@ -94,11 +100,30 @@ fn hybrid_mla(
         },
     };
     let (mla, delta) = (mla(family, full, config, base)?, delta(linear, config)?);
-    let one = |l: usize| match is_linear(l) {
-        true => Attention::Delta(delta.clone()),
-        false => Attention::Mla(mla.clone()),
+    let shared = shared_choices(full, config, base.n_layers)?;
+    let one = |(l, shared): (usize, bool)| match (is_linear(l), shared) {
+        (true, _) => Attention::Delta(delta.clone()),
+        (false, true) => Attention::Mla(Mla { choice: KeyChoice::AsBefore, ..mla.clone() }),
+        (false, false) => Attention::Mla(mla.clone()),
     };
-    Ok((0..base.n_layers).map(one).collect())
+    let layers: Vec<_> = shared.into_iter().enumerate().map(one).collect();
+    check_first_choice(config, &layers)?;
+    Ok(layers)
+}
+
+/// Which layers `layer_types` calls linear; those with an indexer are `indexed_attention`.
+fn linear_layers(full: &MlaRule, config: &Config, n_layers: usize) -> Result<Option<Vec<bool>>> {
+    const LINEAR: &str = "linear_attention";
+    let Some(types) = config.strings_opt(&["layer_types"], n_layers)? else { return Ok(None) };
+    if full.indexer.is_none() || !types.contains(&"indexed_attention") {
+        return layer_types(config, n_layers, LINEAR);
+    }
+    match types.iter().find(|t| ![LINEAR, "indexed_attention", "full_attention"].contains(t)) {
+        Some(odd) => {
+            Err(config.error(format!("layer_types has {odd:?}, which is no attention of this family")))
+        }
+        None => Ok(Some(types.iter().map(|t| *t == LINEAR).collect())),
+    }
 }
 
 /// What a query sees.
@@ -154,6 +179,7 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
         v_scale: factor(config, rule.v_scale, base)?,
         gate: gate(rule, config)?,
         gate_by: rule.gate_by,
+        blocks: None,
         rope: if nope { Rope::NONE } else { gqa_rope(family, rule, config, base, span, head_dim)? },
     })
 }
@@ -165,6 +191,66 @@ fn gate(rule: &GqaRule, config: &Config) -> Result<Option<Gate>> {
         other => other.as_str() == Some("per-head"),
     });
     Ok(if per_head { Some(Gate::PerHead) } else { rule.gate })
+}
+
+/// Which layers see blocks of keys, and how.
+fn blocks_of_layers(rule: &GqaRule, config: &Config, base: &Base) -> Result<Vec<Option<Blocks>>> {
+    let n_layers = base.n_layers;
+    let Some(name) = rule.blocks else { return Ok(vec![None; n_layers]) };
+    let flags = config.uints_opt(&["sparse_attention_config.sparse_attention_freq"], 2)?;
+    let sparse = match (layer_types(config, n_layers, name)?, flags) {
+        (Some(listed), _) => listed,
+        (None, Some(flags)) => (0..n_layers).map(|l| flags.get(l) == Some(&1)).collect(),
+        (None, None) => vec![false; n_layers],
+    };
+    if !sparse.contains(&true) {
+        return Ok(vec![None; n_layers]);
+    }
+    let uint = |keys, min, max, default| Ok(config.uint_opt(keys, min, max)?.unwrap_or(default));
+    let blocks = Blocks {
+        n_heads: uint(&["sparse_attention_config.sparse_num_index_heads", "index_n_heads"], 1, HEADS_MAX, 4)?,
+        head_dim: uint(
+            &["sparse_attention_config.sparse_index_dim", "index_head_dim"],
+            1,
+            HEAD_DIM_MAX,
+            128,
+        )?,
+        size: uint(
+            &["sparse_attention_config.sparse_block_size", "index_block_size"],
+            1,
+            POSITIONS_MAX,
+            128,
+        )?,
+        n_used: uint(
+            &["sparse_attention_config.sparse_topk_blocks", "index_topk_blocks"],
+            1,
+            POSITIONS_MAX,
+            16,
+        )?,
+        n_local: uint(
+            &["sparse_attention_config.sparse_local_block", "index_local_blocks"],
+            0,
+            POSITIONS_MAX,
+            1,
+        )?,
+    };
+    Ok(sparse.into_iter().map(|s| s.then_some(blocks)).collect())
+}
+
+fn with_blocks(config: &Config, gqa: Gqa, blocks: Option<Blocks>) -> Result<Gqa> {
+    let rotary = 2 * gqa.rope.inv_freq.len();
+    match blocks {
+        Some(b) if !gqa.n_heads.is_multiple_of(b.n_heads) => {
+            let what =
+                format!("{} attention heads do not divide among {} of the indexer", gqa.n_heads, b.n_heads);
+            Err(config.error(what))
+        }
+        Some(b) if b.head_dim < rotary => {
+            let what = format!("the indexer's heads have {} dimensions, but {rotary} rotate", b.head_dim);
+            Err(config.error(what))
+        }
+        blocks => Ok(Gqa { blocks, ..gqa }),
+    }
 }
 
 /// Query heads of each layer.
@@ -226,7 +312,7 @@ fn temperature(config: &Config) -> Result<Option<Temperature>> {
 
 fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<Mla> {
     let nope_dim = config.uint(&["qk_nope_head_dim"], 1, HEAD_DIM_MAX)?;
-    let rope_dim = config.uint(&["qk_rope_head_dim"], 1, HEAD_DIM_MAX)?;
+    let rope_dim = config.uint(&["qk_rope_head_dim"], usize::from(!rule.nope), HEAD_DIM_MAX)?;
     rotary_pairs(config, "qk_rope_head_dim", rope_dim)?;
     let pairing = pairing(config, rule.adjacent)?;
     let scaled = rope(Source::new(config, "")?, family.rope, None, pairing, rope_dim, base.positions)?;
@@ -247,7 +333,10 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
         nope_dim,
         rope_dim,
         v_dim: config.uint(&["v_head_dim"], 1, HEAD_DIM_MAX)?,
-        latent_eps: rule.latent_eps as f32,
+        latent_eps: match rule.latent_eps {
+            Some(eps) => eps as f32,
+            None => norm(family, config)?.eps(),
+        },
         bias: switch(config, rule.bias)?,
         scale: scale as f32,
         temperature: if rule.temperature { rope_temperature(config)? } else { None },
@@ -279,10 +368,20 @@ fn indexer(
     rope_dim: usize,
 ) -> Result<Indexer> {
     let source = Source::new(config, "")?;
+    let n_used = config.uint(&["index_topk"], 1, POSITIONS_MAX)?;
+    let pool = match rule.pool {
+        Some((key, default)) => Some(config.uint_opt(&[key], 1, POSITIONS_MAX)?.unwrap_or(default)),
+        None => None,
+    };
+    if pool.is_some_and(|pool| !n_used.is_multiple_of(pool)) {
+        let what = format!("index_topk is {n_used}, which is no multiple of pools of {}", pool.unwrap_or(1));
+        return Err(config.error(what));
+    }
     Ok(Indexer {
         n_heads: config.uint(&["index_n_heads"], 1, HEADS_MAX)?,
-        head_dim: config.uint(&["index_head_dim"], rope_dim, HEAD_DIM_MAX)?,
-        n_used: config.uint(&["index_topk"], 1, POSITIONS_MAX)?,
+        head_dim: config.uint(&["index_head_dim"], rope_dim.max(1), HEAD_DIM_MAX)?,
+        n_used: n_used / pool.unwrap_or(1),
+        pool,
         key_eps: if rule.model_eps { norm(family, config)?.eps() } else { KEY_NORM_EPS },
         rotates_last: rule.rotates_last,
         rope: rope(source, family.rope, None, rule.pairing, rope_dim, base.positions)?.rope,
@@ -310,10 +409,17 @@ fn shared_choices(rule: &MlaRule, config: &Config, n_layers: usize) -> Result<Ve
         let offset = config.uint_opt(&["index_skip_topk_offset"], 0, LAYERS_MAX)?.unwrap_or(2);
         (0..n_layers).map(|l| (l + 1).saturating_sub(offset) % every != 0).collect::<Vec<_>>()
     };
-    match shared.first() {
-        Some(true) => bad("the first layer has no indexer, and there is none before it".to_owned()),
-        _ => Ok(shared),
+    Ok(shared)
+}
+
+/// Whoever sees what was chosen before has somebody before.
+fn check_first_choice(config: &Config, layers: &[Attention]) -> Result<()> {
+    let first =
+        layers.iter().find_map(|l| if let Attention::Mla(mla) = l { Some(&mla.choice) } else { None });
+    if first == Some(&KeyChoice::AsBefore) {
+        return Err(config.error("the first layer has no indexer, and there is none before it"));
     }
+    Ok(())
 }
 
 fn pairing(config: &Config, adjacent: Switch) -> Result<Pairing> {

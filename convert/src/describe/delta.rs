@@ -2,7 +2,7 @@
 
 use moepack_format::Result;
 
-use crate::family::DeltaRule;
+use crate::family::{Bound, DeltaRule};
 use crate::hparams::{Config, Keys};
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, KERNEL_MAX};
 use crate::spec::Delta;
@@ -47,7 +47,14 @@ pub(super) fn delta(rule: DeltaRule, config: &Config) -> Result<Delta> {
 }
 
 fn decay_bound(rule: DeltaRule, config: &Config) -> Result<Option<f32>> {
-    let Some((switch, key, default)) = rule.bounded else { return Ok(None) };
-    let bound = config.number_opt(&[key])?.unwrap_or(default);
-    Ok(config.flag(&[switch], true)?.then_some(bound as f32))
+    let Some(Bound { switch, keys, default }) = rule.bound else { return Ok(None) };
+    let off = match switch {
+        Some(key) => !config.flag(&[key], true)?,
+        None => false,
+    };
+    let given = config.number_opt(keys)?;
+    if off || given.is_none() && config.mentions(keys) {
+        return Ok(None);
+    }
+    Ok(Some(given.unwrap_or(default) as f32))
 }

@@ -78,6 +78,10 @@ fn by_rule(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<bool
             };
             (0..n_layers).map(|l| (l + 1) % step == 0 && (first..=last).contains(&l)).collect()
         }
+        MoeLayers::Flags(key) => match config.uints_opt(&[key], 2)? {
+            Some(flags) => (0..n_layers).map(|l| flags.get(l) == Some(&1)).collect(),
+            None => vec![true; n_layers],
+        },
         MoeLayers::Listed => match config.uints_opt(&["moe_layers"], LAYERS_MAX)? {
             Some(list) => (0..n_layers).map(|l| list.contains(&l)).collect(),
             None => {
@@ -100,7 +104,7 @@ fn hash_layers(rule: HashRule, config: &Config, n_layers: usize) -> Result<Vec<b
 
 fn dense(family: &Family, config: &Config) -> Result<Mlp> {
     let activation = activation_elsewhere(&family.moe, config)?;
-    Ok(Mlp::Dense { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation })
+    Ok(Mlp::Dense { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation, fused: false })
 }
 
 fn moe(family: &Family, config: &Config) -> Result<Moe> {

@@ -2,29 +2,19 @@
 //! gate on each head; DeepSeek V3's router and shared experts.
 //! Source: transformers 5.23.0 `models/bailing_hybrid`.
 
-use super::Dim::{
-    DeltaHead, DeltaHeads, DeltaKernel, DeltaValues, Experts, GateOut, Hidden, Kv, One, Q, Values,
-};
-use super::common::{DENSE, LLAMA, MLA, ROUTER, SHARED_EXPERTS, rule};
+use super::Dim::{DeltaHeads, DeltaValues, Experts, GateOut, Hidden};
+use super::common::{DENSE, KDA, LLAMA, MLA, ROUTER, SHARED_EXPERTS, rule};
 use super::{
-    AttentionRule, DeltaRule, Factor, Family, Fixed, MlaRule, MoeLayers, MoeRule, Mtp, RouterRule, Rule,
-    SharedRule, Switch, qwen3_moe,
+    AttentionRule, Bound, DeltaRule, Factor, Family, Fixed, MlaRule, MoeLayers, MoeRule, Mtp, RouterRule,
+    Rule, SharedRule, Switch, qwen3_moe,
 };
 use crate::rope::RopeRule;
 use crate::spec::{DeltaProjections, Gate, Role};
 
 const OWN: &[Rule] = &[
     rule(Role::AttnGate, "self_attn.g_proj.weight", &[GateOut, Hidden]),
-    rule(Role::K, "self_attn.k_proj.weight", &[Kv, Hidden]),
-    rule(Role::V, "self_attn.v_proj.weight", &[Values, Hidden]),
-    rule(Role::DeltaConvQ, "self_attn.q_conv1d.weight", &[Q, One, DeltaKernel]),
-    rule(Role::DeltaConvK, "self_attn.k_conv1d.weight", &[Kv, One, DeltaKernel]),
-    rule(Role::DeltaConvV, "self_attn.v_conv1d.weight", &[Values, One, DeltaKernel]),
-    rule(Role::DeltaB, "self_attn.b_proj.weight", &[DeltaHeads, Hidden]),
     rule(Role::DeltaA, "self_attn.f_proj.weight", &[DeltaValues, Hidden]),
-    rule(Role::DeltaStep, "self_attn.dt_bias", &[DeltaValues]),
     rule(Role::DeltaDecay, "self_attn.A_log", &[DeltaHeads]),
-    rule(Role::DeltaNorm, "self_attn.o_norm.weight", &[DeltaHead]),
     rule(Role::RouterCorrection, "mlp.gate.expert_bias", &[Experts]),
 ];
 
@@ -37,7 +27,7 @@ pub const FAMILY: Family = Family {
         MlaRule { direct_q: true, adjacent: Switch::Always, gate: Some(Gate::PerHead), ..MlaRule::PLAIN },
         DeltaRule {
             group: Some(("layer_group_size", 6)),
-            bounded: Some(("kda_safe_gate", "kda_lower_bound", -5.0)),
+            bound: Some(Bound { switch: Some("kda_safe_gate"), keys: &["kda_lower_bound"], default: -5.0 }),
             ..DeltaRule::plain(DeltaProjections::FullRank)
         },
     ),
@@ -59,6 +49,6 @@ pub const FAMILY: Family = Family {
         (".attention.dense.", ".self_attn.o_proj."),
         (".attention.", ".self_attn."),
     ],
-    rules: &[LLAMA, MLA, OWN, DENSE, ROUTER, SHARED_EXPERTS],
+    rules: &[LLAMA, MLA, KDA, OWN, DENSE, ROUTER, SHARED_EXPERTS],
     ..qwen3_moe::FAMILY
 };

@@ -17,6 +17,8 @@ pub enum MoeLayers {
     Sparse,
     /// Every `moe_layer_interval`-th from `moe_layer_start_index` to `moe_layer_end_index` (-1: the last).
     Interval,
+    /// Those with a 1 in this list; without it all.
+    Flags(&'static str),
     /// Those in `moe_layers`; without the list each `interleave_moe_layer_step`-th.
     Listed,
 }

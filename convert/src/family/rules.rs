@@ -102,14 +102,25 @@ pub struct DeltaRule {
     pub projections: DeltaProjections,
     /// Key and default of n: each n-th layer has full attention, where config.json has no list.
     pub group: Option<(&'static str, usize)>,
-    /// Keys of a switch and of a bound: decays are bounded by it where the switch is true, as both are by default.
-    pub bounded: Option<(&'static str, &'static str, f64)>,
+    /// Decays are bounded.
+    pub bound: Option<Bound>,
+}
+
+/// A bound of decays.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Key of a switch; there is no bound where it is false.
+    pub switch: Option<&'static str>,
+    /// Keys of the bound; there is none where it is written as null.
+    pub keys: Keys,
+    /// Where config.json has neither.
+    pub default: f64,
 }
 
 impl DeltaRule {
     /// The plain rule with these projections.
     pub const fn plain(projections: DeltaProjections) -> DeltaRule {
-        DeltaRule { projections, group: None, bounded: None }
+        DeltaRule { projections, group: None, bound: None }
     }
 }
 
@@ -154,6 +165,9 @@ pub struct GqaRule {
     pub gate_by: GateBy,
     /// Key that may say that the gate has one value a head, as it has where the key is missing: true or `per-head`.
     pub gate_per_head: Option<&'static str>,
+    /// Blocks of keys in the layers that `layer_types` calls by this name, else `sparse_attention_config` has a 1 for:
+    /// `index_n_heads`, `index_head_dim`, `index_block_size`, `index_topk_blocks`, `index_local_blocks`.
+    pub blocks: Option<&'static str>,
     /// Key for a list of the query heads of each layer.
     pub heads_of_layers: Keys,
     /// Queries without position encoding grow with the position: `attn_temperature_tuning`, `attn_scale`,
@@ -185,6 +199,7 @@ impl GqaRule {
         gate: None,
         gate_by: GateBy::Sigmoid,
         gate_per_head: None,
+        blocks: None,
         heads_of_layers: &[],
         temperature: false,
         pairing: Pairing::Half,
@@ -266,8 +281,8 @@ pub enum Sinks {
 /// Multi-head latent attention of a family.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MlaRule {
-    /// `eps` of the latent norms.
-    pub latent_eps: f64,
+    /// `eps` of the latent norms; `None` is the model's.
+    pub latent_eps: Option<f64>,
     /// Biases of the down projections and the output.
     pub bias: Switch,
     /// Whether rotary pairs are adjacent.
@@ -290,7 +305,7 @@ impl MlaRule {
     /// DeepSeek V3's.
     pub const PLAIN: MlaRule = MlaRule {
         // The reference gives the latent norms their class default, whatever rms_norm_eps says.
-        latent_eps: 1e-6,
+        latent_eps: Some(1e-6),
         bias: Switch::Key("attention_bias", false),
         adjacent: Switch::Key("rope_interleave", true),
         indexer: None,
@@ -311,6 +326,8 @@ pub struct IndexerRule {
     pub rotates_last: bool,
     /// The norm of its keys has the model's `eps`, not 1e-6.
     pub model_eps: bool,
+    /// Key of the length of pools of keys and its default.
+    pub pool: Option<(&'static str, usize)>,
     /// Where config.json does not say which layers have one: the first, and each so many layers from the second on.
     pub every: usize,
 }
@@ -318,7 +335,7 @@ pub struct IndexerRule {
 impl IndexerRule {
     /// DeepSeek V3.2's, with pairs of this kind.
     pub const fn plain(pairing: Pairing) -> IndexerRule {
-        IndexerRule { pairing, rotates_last: false, model_eps: false, every: 1 }
+        IndexerRule { pairing, rotates_last: false, model_eps: false, pool: None, every: 1 }
     }
 }
 

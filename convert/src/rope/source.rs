@@ -56,9 +56,11 @@ impl<'a> Source<'a> {
     /// # Errors
     /// `BadData` for a number that is not even, or beyond the head.
     pub fn rotary_dim(&self, rule: RopeRule, dim_key: &'static str, head_dim: usize) -> Result<usize> {
-        let given = self.config.uint_opt(&[dim_key], 1, head_dim)?;
         let of = |share: f64| (head_dim as f64 * share) as usize;
-        let dim = self.partial()?.map(of).or(given).unwrap_or(of(rule.partial));
+        let dim = match self.partial()? {
+            Some(share) => of(share),
+            None => self.config.uint_opt(&[dim_key], 1, head_dim)?.unwrap_or(of(rule.partial)),
+        };
         // transformers makes a pair of the last dimension and the one behind it.
         if dim.next_multiple_of(2) <= head_dim {
             return Ok(dim);

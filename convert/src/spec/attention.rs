@@ -52,8 +52,26 @@ pub struct Gqa {
     pub gate: Option<Gate>,
     /// From the gate's logits to factors.
     pub gate_by: GateBy,
+    /// Queries see only some blocks of keys.
+    pub blocks: Option<Blocks>,
     /// Position encoding.
     pub rope: Rope,
+}
+
+/// Which blocks of keys a query sees (MiniMax-M3): those of the largest products of an indexer's query with one of their
+/// keys, and the last ones before the query. Each of the indexer's heads chooses for equally many consecutive heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Heads of the indexer; divides the query heads.
+    pub n_heads: usize,
+    /// Dimensions of its queries and its one key, the rotary ones first.
+    pub head_dim: usize,
+    /// Keys of a block.
+    pub size: usize,
+    /// Blocks that a query sees.
+    pub n_used: usize,
+    /// So many of them are the query's own and those before it.
+    pub n_local: usize,
 }
 
 /// Norm of queries and keys.
@@ -162,6 +180,9 @@ pub struct Indexer {
     pub n_used: usize,
     /// Added to the variance in the norm of keys.
     pub key_eps: f32,
+    /// Keys are chosen in pools of so many, each by one key that a softmax over its gates makes of theirs; the last pool of
+    /// a query, which is not complete, is always seen.
+    pub pool: Option<usize>,
     /// The last dimensions of a head rotate, not the first.
     pub rotates_last: bool,
     /// Position encoding of queries and keys.

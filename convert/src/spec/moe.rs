@@ -9,6 +9,8 @@ pub enum Mlp {
         inter: usize,
         /// Nonlinearity.
         activation: Activation,
+        /// Gate and up are one matrix, gate first.
+        fused: bool,
     },
     /// Routed experts.
     Moe(Moe),

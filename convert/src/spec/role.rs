@@ -60,6 +60,7 @@ pub enum Role {
     CompressBias,
     CompressNorm,
     IndexQ,
+    IndexQNorm,
     IndexK,
     IndexKNorm,
     IndexKNormBias,
@@ -89,6 +90,8 @@ pub enum Role {
     DeltaNorm,
     DeltaOut,
     DenseGate,
+    /// Gate and up in one.
+    DenseGateUp,
     DenseUp,
     DenseDown,
     Router,

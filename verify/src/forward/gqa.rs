@@ -6,6 +6,7 @@ use moepack_quant::gemm::{PackedWeights, Rows};
 use moepack_quant::{Isa, math};
 
 use super::attention::{Heads, Scratch, Tables};
+use super::blocks::Blocks;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::Table;
@@ -24,6 +25,7 @@ pub(super) struct Gqa {
     qk_norm: Option<(Norm, Norm)>,
     /// `[n_heads]`
     sinks: Option<Vec<f32>>,
+    blocks: Option<Blocks>,
 }
 
 /// How queries, keys and values are made.
@@ -82,6 +84,7 @@ impl Gqa {
                 }
             },
             sinks: if spec.sinks { Some(tensor(weights, l, Role::Sinks, &[spec.n_heads])?) } else { None },
+            blocks: spec.blocks.map(|b| Blocks::load(weights, layer, b)).transpose()?,
             spec: spec.clone(),
         })
     }
@@ -110,6 +113,7 @@ impl Gqa {
         self.project(isa, x, [&mut *q, &mut *k, &mut *v, &mut *gates]);
         self.position(isa, tables.of_window(len), q, k);
         let mixed = sized(mixed, len * n_out); // [len, n_heads, v_dim]
+        let chosen = self.blocks.as_ref().map(|b| b.choose(isa, tables.of_window(len), x));
         let shape = Heads {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -117,7 +121,7 @@ impl Gqa {
             v_dim: spec.v_dim,
             window: spec.window,
             chunk: spec.chunk,
-            chosen: None,
+            chosen: chosen.as_deref(),
             sinks: self.sinks.as_deref(),
         };
         let (k, v) = (&*k, &*v);

@@ -55,7 +55,12 @@ impl LayerWeights {
         let no_layer = || Error::bad_data(format!("layer {l}, but the model has {n_layers}"));
         let layer = spec.layers.get(l).ok_or_else(no_layer)?;
         let mlp = match &layer.mlp {
-            &Mlp::Dense { inter, activation } => {
+            &Mlp::Dense { inter, activation, fused: true } => {
+                let gate_up = tensor(weights, Some(l), Role::DenseGateUp, &[2 * inter, spec.hidden])?;
+                let parts = (&gate_up[..], Role::DenseDown);
+                MlpWeights::Dense(GatedMlp::load_fused(weights, l, parts, inter, activation)?)
+            }
+            &Mlp::Dense { inter, activation, fused: false } => {
                 let roles = [Role::DenseGate, Role::DenseUp, Role::DenseDown];
                 MlpWeights::Dense(GatedMlp::load(weights, l, roles, inter, activation)?)
             }

@@ -1,6 +1,8 @@
 //! Multi-head latent attention: keys and values come from one narrow latent a token, and one rotary key serves all
 //! heads. This is the decompressed form, which says what the model means.
 
+use std::slice;
+
 use moepack_convert::spec::{Gate, GateBy, Indexer as IndexerSpec, KeyChoice, Mla as Spec, Role, Rope};
 use moepack_format::{Error, Result};
 use moepack_quant::Isa;
@@ -11,6 +13,7 @@ use super::gqa::{apply_gates, growth};
 use super::indexer::Indexer;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::pools::Pools;
 use super::rope::Table;
 use super::{Weights, sized, tensor};
 
@@ -42,6 +45,7 @@ struct Chooser {
     key_norm: Norm,
     /// The last dimensions rotate, not the first.
     rotates_last: bool,
+    pools: Option<Pools>,
 }
 
 impl Chooser {
@@ -61,6 +65,7 @@ impl Chooser {
             keys: Linear::load(weights, l, (Role::IndexK, None), d, hidden)?,
             key_norm: Norm::layer(norm, Some(bias), spec.key_eps),
             rotates_last: spec.rotates_last,
+            pools: spec.pool.map(|pool| Pools::load(weights, layer, pool, d)).transpose()?,
         })
     }
 
@@ -75,7 +80,13 @@ impl Chooser {
         let rotate = if self.rotates_last { Table::rotate_last } else { Table::rotate };
         q.chunks_exact_mut(n).enumerate().for_each(|(t, row)| rotate(table, t, row, d));
         keys.chunks_exact_mut(d).enumerate().for_each(|(t, row)| rotate(table, t, row, d));
-        self.indexer.choose(isa, x, &q, &keys, |t| t + 1, chosen);
+        let Some(pools) = &self.pools else {
+            return self.indexer.choose(isa, x, &q, &keys, |t| t + 1, chosen);
+        };
+        let mut of_pools = Chosen::default();
+        let keys = pools.keys(isa, x, &keys);
+        self.indexer.choose(isa, x, &q, &keys, |t| (t + 1) / pools.size, &mut of_pools);
+        pools.tokens(len, &of_pools, chosen);
     }
 }
 
@@ -151,7 +162,7 @@ impl Mla {
         if let (Some(chooser), Some(table)) = (&self.chooser, &tables.index) {
             chooser.choose(isa, table, x, &latent[..len * spec.q_lora.unwrap_or(0)], chosen);
         }
-        let chosen = if spec.choice == KeyChoice::All { None } else { Some(&*chosen) };
+        let chosen = if spec.choice == KeyChoice::All { None } else { Some(slice::from_ref(&*chosen)) };
         let rotary = sized(k, len * spec.rope_dim); // [len, rope_dim]
         let kv = sized(v, len * self.kv_b.n()); // [len, n_heads, nope_dim + v_dim]
         self.keys_and_values(isa, table, x, latent, rotary, kv);
