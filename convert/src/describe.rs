@@ -36,7 +36,8 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
     let residual = residual(family, config, &base)?;
     let mlps = moe::mlps(family, config, base.n_layers)?;
     let attentions = attention::attentions(family, config, &base, &mlps)?;
-    let layer = |(attention, mlp): (_, Mlp)| LayerSpec { attention, mlp, residual };
+    let layer =
+        |(attention, mlp): (_, Mlp)| LayerSpec { attention, mlp, residual, scaled: family.layer_scale };
     Ok(ModelSpec {
         family: family.name(),
         hidden: base.hidden,
@@ -44,6 +45,7 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
         norm: norm(family, config)?,
         embed_scale: factor(config, family.embed_scale, &base)?,
         logit_scale: factor(config, family.logit_scale, &base)?,
+        logit_softcap: moe::softcap(family.logit_softcap, config)?,
         head_bias: switch(config, family.head_bias)?,
         tied_head: config.flag(&["tie_word_embeddings"], family.tied_head)?,
         hyper: if let Residual::Hyper(hyper) = residual { Some(hyper) } else { None },
@@ -72,6 +74,7 @@ fn check_fixed(family: &Family, config: &Config) -> Result<()> {
         let (same, expected) = match want {
             Fixed::Text(t) => (value.as_str() == Some(t), format!("{t:?}")),
             Fixed::Int(n) => (value.as_f64() == Some(n as f64), n.to_string()),
+            Fixed::NotText(t) => (value.as_str() != Some(t), format!("anything but {t:?}")),
             Fixed::Bool(b) => (value.as_bool() == Some(b), b.to_string()),
         };
         if !same {
@@ -147,6 +150,7 @@ fn factor(config: &Config, factor: Factor, base: &Base) -> Result<f32> {
         Factor::One => 1.0,
         Factor::Key(key, default) => positive(config, &[key])?.unwrap_or(default as f32),
         Factor::Inverse(key, default) => 1.0 / positive(config, &[key])?.unwrap_or(default as f32),
+        Factor::RootOfHidden => (base.hidden as f64).sqrt() as f32,
         Factor::RootOfHiddenIf(key) if config.flag(&[key], false)? => (base.hidden as f64).sqrt() as f32,
         Factor::RootOfHiddenIf(_) => 1.0,
     })

@@ -23,7 +23,10 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         },
         Mlp::Moe(moe) => moe_has(moe, role),
     };
-    residual_has(layer.residual, spec.norm, role) || attention || mlp
+    residual_has(layer.residual, spec.norm, role)
+        || attention
+        || mlp
+        || role == Role::LayerScale && layer.scaled
 }
 
 /// The head may be the embedding, which is for the tensors to decide.
@@ -57,10 +60,12 @@ fn residual_has(residual: Residual, norm: Norm, role: Role) -> bool {
 
 fn gqa_has(gqa: &Gqa, role: Role) -> bool {
     match role {
-        Role::Q | Role::K | Role::V => !gqa.fused,
+        Role::V => !gqa.fused && !gqa.k_is_v,
+        Role::Q | Role::K => !gqa.fused,
         Role::Qkv => gqa.fused,
         Role::O => true,
-        Role::QBias | Role::KBias | Role::VBias => gqa.qkv_bias,
+        Role::VBias => gqa.qkv_bias && !gqa.k_is_v,
+        Role::QBias | Role::KBias => gqa.qkv_bias,
         Role::OBias => gqa.o_bias,
         Role::QNorm | Role::KNorm => matches!(gqa.qk_norm, QkNorm::Head | QkNorm::Full),
         Role::IndexQ | Role::IndexK | Role::IndexQNorm | Role::IndexKNorm => gqa.blocks.is_some(),
@@ -134,6 +139,9 @@ fn moe_has(moe: &Moe, role: Role) -> bool {
         Role::SharedGate | Role::SharedUp => shared.is_some_and(|s| !s.fused),
         Role::SharedGateUp => shared.is_some_and(|s| s.fused),
         Role::SharedDown => shared.is_some(),
+        Role::SharedNorm | Role::SharedPostNorm | Role::RoutedPostNorm => shared.is_some_and(|s| s.normed),
+        Role::RouterInput => moe.router.own_input,
+        Role::RouterExpertScale => moe.router.expert_scale,
         Role::SharedRouter => shared.is_some_and(|s| s.gated),
         _ => false,
     }

@@ -27,6 +27,7 @@ mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
 mod flex_olmo;
+mod gemma4;
 mod glm4_moe;
 mod glm5_next;
 mod glm_moe_dsa;
@@ -80,6 +81,7 @@ pub static FAMILIES: &[&Family] = &[
     &ernie4_5_moe::FAMILY,
     &exaone_moe::FAMILY,
     &flex_olmo::FAMILY,
+    &gemma4::FAMILY,
     &glm4_moe::FAMILY,
     &glm5_next::FAMILY,
     &glm_moe_dsa::FAMILY,
@@ -124,6 +126,10 @@ pub struct Family {
     pub embed_scale: Factor,
     /// What logits are multiplied by.
     pub logit_scale: Factor,
+    /// Key of the logits' soft cap; none where it is 0, null or missing.
+    pub logit_softcap: Keys,
+    /// What leaves a layer is multiplied by a learnt number.
+    pub layer_scale: bool,
     /// Bias of the head.
     pub head_bias: Switch,
     /// `tie_word_embeddings` where config.json has none.

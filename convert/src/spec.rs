@@ -31,6 +31,8 @@ pub struct ModelSpec {
     pub embed_scale: f32,
     /// Logits are multiplied by this.
     pub logit_scale: f32,
+    /// Logits become this · tanh(logit / this).
+    pub logit_softcap: Option<f32>,
     /// The head has a bias.
     pub head_bias: bool,
     /// The head is the embedding.
@@ -74,6 +76,8 @@ pub struct LayerSpec {
     pub mlp: Mlp,
     /// How the two are added to the stream.
     pub residual: Residual,
+    /// What leaves the layer is multiplied by a learnt number.
+    pub scaled: bool,
 }
 
 /// Normalisation kind.

@@ -143,13 +143,14 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
     let n_heads = base.n_heads;
     let times = if span.window.is_some() { rule.kv_heads_in_window } else { 1 };
     let n_kv_heads = config.uint_opt(rule.n_kv_heads, 1, HEADS_MAX)?.unwrap_or(n_heads) * times;
-    if !n_heads.is_multiple_of(n_kv_heads) {
-        let text = format!("{n_heads} attention heads do not divide among {n_kv_heads} key-value heads");
-        return Err(config.error(text));
-    }
-    let head_dim = head_dim(rule, config, base)?;
+    let wide = match rule.wide_if {
+        Some(key) if !span.is_limited() => wide_heads(config, key, n_kv_heads)?,
+        _ => Wide { n_kv_heads, head_dim: head_dim(rule, config, base)?, k_is_v: false },
+    };
+    let Wide { n_kv_heads, head_dim, k_is_v } = wide;
+    check_groups(config, n_heads, n_kv_heads)?;
     let scale = match rule.scale {
-        Some((key, default)) => positive(config, &[key])?.unwrap_or(default as f32),
+        Some(rule) => factor(config, rule, base)?,
         None => (1.0 / (head_dim as f64).sqrt()) as f32,
     };
     let has_qk_norm = switch(config, rule.qk_norm_if)?;
@@ -166,6 +167,8 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
         head_dim,
         v_dim: config.uint_opt(rule.v_dim, 1, HEAD_DIM_MAX)?.unwrap_or(head_dim),
         fused: rule.fused,
+        k_is_v,
+        v_norm: rule.v_norm,
         qk_norm: if has_qk_norm { rule.qk_norm } else { QkNorm::None },
         qk_norm_late: rule.qk_norm_late,
         qkv_bias: switch(config, rule.qkv_bias)?,
@@ -181,6 +184,53 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
         gate_by: rule.gate_by,
         blocks: None,
         rope: if nope { Rope::NONE } else { gqa_rope(family, rule, config, base, span, head_dim)? },
+    })
+}
+
+fn check_groups(config: &Config, n_heads: usize, n_kv_heads: usize) -> Result<()> {
+    if n_heads.is_multiple_of(n_kv_heads) {
+        return Ok(());
+    }
+    let text = format!("{n_heads} attention heads do not divide among {n_kv_heads} key-value heads");
+    Err(config.error(text))
+}
+
+/// Heads of a layer that may have others than most.
+struct Wide {
+    n_kv_heads: usize,
+    head_dim: usize,
+    k_is_v: bool,
+}
+
+/// Heads of layers without a window: `per_layer_config` says them of a layer, which are the same for all here.
+fn wide_heads(config: &Config, key: &'static str, n_kv_heads: usize) -> Result<Wide> {
+    let k_is_v = config.flag(&[key], false)?;
+    let mut found = Vec::new();
+    if let Some(section) = config.object_opt(&["per_layer_config"])? {
+        for layer in 0..LAYERS_MAX {
+            let Some(of_layer) = section.object_opt(&layer.to_string())? else { continue };
+            let size = |key, max| -> Result<Option<usize>> {
+                let n = of_layer.number_opt(key)?;
+                match n {
+                    Some(n) if n.fract() != 0.0 || !(1.0..=max as f64).contains(&n) => {
+                        Err(of_layer.error(key, &format!("is {n}, expected an integer from 1 to {max}")))
+                    }
+                    n => Ok(n.map(|n| n as usize)),
+                }
+            };
+            found.push((size("head_dim", HEAD_DIM_MAX)?, size("num_key_value_heads", HEADS_MAX)?));
+        }
+    }
+    if found.windows(2).any(|two| matches!(two, [a, b] if a != b)) {
+        return Err(config.error("per_layer_config gives different heads to layers of one kind"));
+    }
+    let (listed_dim, listed_heads) = found.first().copied().unwrap_or_default();
+    let dim = config.uint_opt(&["global_head_dim"], 1, HEAD_DIM_MAX)?.unwrap_or(512);
+    let heads = config.uint_opt(&["num_global_key_value_heads"], 1, HEADS_MAX)?.filter(|_| k_is_v);
+    Ok(Wide {
+        n_kv_heads: listed_heads.or(heads).unwrap_or(n_kv_heads),
+        head_dim: listed_dim.unwrap_or(dim),
+        k_is_v,
     })
 }
 
@@ -297,7 +347,11 @@ fn gqa_rope(
         }
         _ => None,
     };
-    let dim = source.rotary_dim(family.rope, "rotary_dim", head_dim)?;
+    let dim = if source.is_proportional()? {
+        head_dim
+    } else {
+        source.rotary_dim(family.rope, "rotary_dim", head_dim)?
+    };
     Ok(rope(source, family.rope, theta, rule.pairing, dim, base.positions)?.rope)
 }
 
@@ -469,6 +523,12 @@ fn spans(rule: &GqaRule, config: &Config, n_layers: usize) -> Result<Vec<Span>> 
             let from = max_window_layers(default)?;
             let size = if config.mentions(&["sliding_window"]) { size } else { Some(4096) };
             (size, listed()?.unwrap_or_else(|| (0..n_layers).map(|l| l >= from).collect()))
+        }
+        WindowRule::AllButLast { n, default } => {
+            let mut listed =
+                listed()?.unwrap_or_else(|| (0..n_layers).map(|l| !(l + 1).is_multiple_of(n)).collect());
+            listed.iter_mut().skip(n_layers - 1).for_each(|l| *l = false);
+            (size.or(Some(default)), listed)
         }
         WindowRule::AllBut { every, n, first_too, default } => {
             // MiMo's releases count the keys before the query.

@@ -137,6 +137,7 @@ fn activation(rule: ActivationRule, config: &Config) -> Result<Activation> {
         |default: f64| -> Result<f32> { Ok(positive(config, &["swiglu_limit"])?.unwrap_or(default as f32)) };
     Ok(match rule {
         ActivationRule::Silu => Activation::Silu,
+        ActivationRule::GeluTanh => Activation::GeluTanh,
         ActivationRule::ClampedSilu { limit: default } => Activation::ClampedSilu { limit: limit(default)? },
         ActivationRule::ClampedSwish { alpha, limit: default } => Activation::ClampedSwish {
             alpha: positive(config, &["swiglu_alpha"])?.unwrap_or(alpha as f32),
@@ -167,6 +168,8 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
     Ok(Router {
         bias: rule.bias,
         softcap: softcap(rule.softcap, config)?,
+        own_input: rule.own_input,
+        expert_scale: rule.own_input,
         score: score(rule.score, config)?,
         correction: rule.correction,
         choice: choice(rule.choice, config)?,
@@ -178,7 +181,7 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
 }
 
 /// A cap of logits, if the key is there and above 0.
-fn softcap(keys: Keys, config: &Config) -> Result<Option<f32>> {
+pub(super) fn softcap(keys: Keys, config: &Config) -> Result<Option<f32>> {
     Ok(config.number_opt(keys)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
 }
 
@@ -249,7 +252,14 @@ fn shared(rule: &MoeRule, config: &Config, inter: usize) -> Result<Option<Shared
     let sum = shared_sum(rule, config)?;
     let activation = activation_elsewhere(rule, config)?;
     let fused = rule.shared_fused;
-    Ok((width > 0).then_some(Shared { inter: width, gated, fused, activation, sum }))
+    Ok((width > 0).then_some(Shared {
+        inter: width,
+        gated,
+        fused,
+        activation,
+        normed: rule.shared_normed,
+        sum,
+    }))
 }
 
 fn shared_sum(rule: &MoeRule, config: &Config) -> Result<SharedSum> {

@@ -183,6 +183,9 @@ pub const TOWERS: &[&str] = &[
     "multi_modal_projector.",
     "model.multi_modal_projector.",
     "audio_tower.",
+    "model.audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
     "mtp.",
     "model.mtp",
 ];

@@ -30,6 +30,8 @@ pub struct MoeRule {
     pub n_experts: Keys,
     /// Keys for the number of experts a token uses.
     pub n_experts_used: Keys,
+    /// The shared expert is an MLP of its own beside the others, with norms before and behind both.
+    pub shared_normed: bool,
     /// Keys for the rows of an expert's gate and up.
     pub inter: Keys,
     /// Nonlinearity.
@@ -55,6 +57,7 @@ impl MoeRule {
     pub const PLAIN: MoeRule = MoeRule {
         n_experts: &["num_experts", "num_local_experts", "n_routed_experts"],
         n_experts_used: &["num_experts_per_tok"],
+        shared_normed: false,
         inter: &["moe_intermediate_size"],
         activation: ActivationRule::Silu,
         plain_elsewhere: false,
@@ -72,6 +75,8 @@ impl MoeRule {
 pub enum ActivationRule {
     /// silu(gate) · up
     Silu,
+    /// gelu(gate) · up, by tanh
+    GeluTanh,
     /// The same of clamped inputs; `swiglu_limit`, with transformers' default.
     ClampedSilu {
         /// Default of `swiglu_limit`.
@@ -93,6 +98,8 @@ pub struct RouterRule {
     pub bias: bool,
     /// Key of the logits' soft cap; none where it is 0 or missing.
     pub softcap: Keys,
+    /// It norms the stream itself, and weights are multiplied by a factor of each expert.
+    pub own_input: bool,
     /// From logits to scores.
     pub score: ScoreRule,
     /// A correction bias is added to the scores for choosing.
@@ -122,6 +129,7 @@ impl RouterRule {
     pub const SOFTMAX: RouterRule = RouterRule {
         bias: false,
         softcap: &[],
+        own_input: false,
         score: ScoreRule::Is(Score::Softmax),
         correction: false,
         choice: Choice::Best,

@@ -17,6 +17,8 @@ pub const FAMILY: Family = Family {
     norm: NormRule::Rms(1e-6),
     embed_scale: Factor::One,
     logit_scale: Factor::One,
+    logit_softcap: &[],
+    layer_scale: false,
     head_bias: Switch::Never,
     tied_head: false,
     residual: ResidualRule::Plain,

@@ -13,6 +13,8 @@ pub enum Fixed {
     Int(i64),
     /// This truth value.
     Bool(bool),
+    /// Anything but this string.
+    NotText(&'static str),
 }
 
 /// Whether something is there.
@@ -37,6 +39,8 @@ pub enum Factor {
     Key(&'static str, f64),
     /// One divided by it.
     Inverse(&'static str, f64),
+    /// The root of the hidden size.
+    RootOfHidden,
     /// The root of the hidden size, where this key is true.
     RootOfHiddenIf(&'static str),
 }
@@ -137,6 +141,11 @@ pub struct GqaRule {
     pub v_dim: Keys,
     /// One matrix for queries, keys and values.
     pub fused: bool,
+    /// Layers without a window have heads of their own: `per_layer_config`, else `global_head_dim` and, where this key is
+    /// true, `num_global_key_value_heads`; where it is true, their values are their keys.
+    pub wide_if: Option<&'static str>,
+    /// A norm of values, without weights.
+    pub v_norm: bool,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
     /// Whether it is there.
@@ -155,8 +164,8 @@ pub struct GqaRule {
     pub nope: NopeRule,
     /// One learnt logit a head.
     pub sinks: Sinks,
-    /// Key of the factor of the logits, which else is one over the root of `head_dim`; its default.
-    pub scale: Option<(&'static str, f64)>,
+    /// Factor of the logits, which else is one over the root of `head_dim`.
+    pub scale: Option<Factor>,
     /// Factor of the values.
     pub v_scale: Factor,
     /// A gate on the output.
@@ -185,6 +194,8 @@ impl GqaRule {
         head_dim: None,
         v_dim: &[],
         fused: false,
+        wide_if: None,
+        v_norm: false,
         qk_norm: QkNorm::None,
         qk_norm_if: Switch::Always,
         qk_norm_late: false,
@@ -232,6 +243,13 @@ pub enum WindowRule {
     },
     /// Those that `layer_types` says; none without the list.
     Listed {
+        /// `sliding_window` where config.json has none.
+        default: usize,
+    },
+    /// Those that `layer_types` says; without the list all but each n-th. Never the last.
+    AllButLast {
+        /// n.
+        n: usize,
         /// `sliding_window` where config.json has none.
         default: usize,
     },

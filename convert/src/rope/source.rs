@@ -35,6 +35,15 @@ impl<'a> Source<'a> {
         self.section.is_some_and(|s| s.is_part(label))
     }
 
+    /// Whether all dimensions of a head make pairs, of which only a share rotates.
+    ///
+    /// # Errors
+    /// `BadData` for a type that is no string.
+    pub fn is_proportional(&self) -> Result<bool> {
+        let kind = self.section.map(|s| s.string_opt(&["rope_type", "type"])).transpose()?.flatten();
+        Ok(kind == Some("proportional"))
+    }
+
     /// Share of a head's dimensions that rotate, where config.json says it.
     ///
     /// # Errors

@@ -26,6 +26,10 @@ pub struct Gqa {
     pub v_dim: usize,
     /// Queries, keys and values come from one matrix, in this order.
     pub fused: bool,
+    /// Values are the keys before their norm and position.
+    pub k_is_v: bool,
+    /// Values have a norm of each head, without weights.
+    pub v_norm: bool,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
     /// This norm comes after RoPE, not before.

@@ -62,6 +62,8 @@ pub struct Shared {
     pub fused: bool,
     /// Nonlinearity.
     pub activation: Activation,
+    /// It is an MLP beside the routed experts, with norms of its own before and behind it; so is their sum normed.
+    pub normed: bool,
     /// How it joins the routed experts.
     pub sum: SharedSum,
 }
@@ -82,6 +84,10 @@ pub struct Router {
     pub bias: bool,
     /// Logits become this · tanh(logit / this).
     pub softcap: Option<f32>,
+    /// Its input is the stream itself, normed without weights and multiplied by learnt factors over the root of their number.
+    pub own_input: bool,
+    /// Weights are multiplied by a learnt factor of each expert.
+    pub expert_scale: bool,
     /// From logits to scores.
     pub score: Score,
     /// A correction bias is added to the scores for choosing only.
@@ -159,6 +165,8 @@ pub enum RouteWeights {
 pub enum Activation {
     /// silu(gate) · up
     Silu,
+    /// gelu(gate) · up, in the form with tanh: g · sigmoid(√(8/π) · (g + 0.044715 g³))
+    GeluTanh,
     /// silu(min(gate, limit)) · clamp(up, ±limit)
     ClampedSilu {
         /// Clamp of gate (from above) and up (both sides).

@@ -19,6 +19,8 @@ pub enum Role {
     MlpNorm,
     MlpNormBias,
     MlpPostNorm,
+    /// What leaves the layer is multiplied by this number.
+    LayerScale,
     /// Hyper-connections of a sublayer: weights, biases, and factors of pre, post and C.
     AttnMix,
     AttnMixBase,
@@ -97,6 +99,9 @@ pub enum Role {
     Router,
     RouterBias,
     RouterCorrection,
+    /// Factors of the router's own input, and of each expert's weight.
+    RouterInput,
+    RouterExpertScale,
     /// Experts of each token id; integers.
     RouterTable,
     SharedGate,
@@ -105,6 +110,10 @@ pub enum Role {
     SharedGateUp,
     SharedDown,
     SharedRouter,
+    /// Norms of an MLP beside the routed experts, and of their sum.
+    SharedNorm,
+    SharedPostNorm,
+    RoutedPostNorm,
     /// Kept as it is, no part of the forward pass (MTP layers, vision towers …).
     Carried,
 }

@@ -26,6 +26,8 @@ pub(super) struct Gqa {
     /// `[n_heads]`
     sinks: Option<Vec<f32>>,
     blocks: Option<Blocks>,
+    /// Of norms without weights.
+    eps: f32,
 }
 
 /// How queries, keys and values are made.
@@ -34,8 +36,8 @@ struct Projections {
     q: Linear,
     /// `[n_kv_heads · head_dim, hidden]`
     k: Linear,
-    /// `[n_kv_heads · v_dim, hidden]`
-    v: Linear,
+    /// `[n_kv_heads · v_dim, hidden]`; none where values are keys.
+    v: Option<Linear>,
 }
 
 impl Projections {
@@ -48,13 +50,13 @@ impl Projections {
             let (q, kv) = all.split_at(nq * hidden);
             let (k, v) = kv.split_at(nk * hidden);
             let part = |rows, n| Linear::new(rows, None, n, hidden);
-            return Ok(Projections { q: part(q, nq), k: part(k, nk), v: part(v, nv) });
+            return Ok(Projections { q: part(q, nq), k: part(k, nk), v: Some(part(v, nv)) });
         }
         let qkv = |role, bias, n| Linear::load(weights, l, (role, spec.qkv_bias.then_some(bias)), n, hidden);
         Ok(Projections {
             q: qkv(Role::Q, Role::QBias, nq)?,
             k: qkv(Role::K, Role::KBias, nk)?,
-            v: qkv(Role::V, Role::VBias, nv)?,
+            v: if spec.k_is_v { None } else { Some(qkv(Role::V, Role::VBias, nv)?) },
         })
     }
 }
@@ -85,6 +87,7 @@ impl Gqa {
             },
             sinks: if spec.sinks { Some(tensor(weights, l, Role::Sinks, &[spec.n_heads])?) } else { None },
             blocks: spec.blocks.map(|b| Blocks::load(weights, layer, b)).transpose()?,
+            eps: weights.spec().norm.eps(),
             spec: spec.clone(),
         })
     }
@@ -155,7 +158,13 @@ impl Gqa {
             to_q.apply(isa, x, q);
         }
         to_k.apply(isa, x, k);
-        to_v.apply(isa, x, v);
+        match to_v {
+            Some(to_v) => to_v.apply(isa, x, v),
+            None => v.copy_from_slice(k),
+        }
+        if spec.v_norm {
+            Norm::unweighted(spec.v_dim, self.eps).apply_in_place(isa, v);
+        }
         if let Some(gate) = &self.gate {
             gate.apply(isa, x, gates);
         }

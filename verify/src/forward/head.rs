@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::residual::{Hyper, collapse};
+use super::router::softcapped;
 use super::{Stream, Weights, sized};
 use crate::tokens::Windows;
 
@@ -26,6 +27,8 @@ pub struct Head {
     linear: Linear,
     /// Factor of the logits.
     scale: f32,
+    /// What they come near to, but do not exceed.
+    softcap: Option<f32>,
     /// Values of a token before the head.
     width: usize,
 }
@@ -67,6 +70,7 @@ impl Head {
             norm: Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden)?,
             linear: Linear::load(weights, None, (role, bias), spec.vocab, spec.hidden)?,
             scale: spec.logit_scale,
+            softcap: spec.logit_softcap,
             width: spec.width(),
         })
     }
@@ -109,6 +113,9 @@ impl Head {
         self.linear.apply(self.isa, x, logits);
         if self.scale != 1.0 {
             logits.iter_mut().for_each(|v| *v *= self.scale);
+        }
+        if let Some(cap) = self.softcap {
+            logits.iter_mut().for_each(|v| *v = softcapped(*v, cap));
         }
         logits
     }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::attention::Attention;
 use super::experts::{GatedMlp, Scratch};
 use super::linear::Linear;
+use super::norm::Norm;
 use super::residual::{self, Sublayer};
 use super::router::Router;
 use super::{ROWS, Stream, Weights, sized, tensor};
@@ -42,6 +43,15 @@ pub(super) struct SharedWeights {
     pub(super) mlp: GatedMlp,
     /// `[1, hidden]`: the output is multiplied by its sigmoid.
     pub(super) gate: Option<Linear>,
+    pub(super) norms: Option<SharedNorms>,
+}
+
+/// Norms of an MLP beside the routed experts.
+pub(super) struct SharedNorms {
+    pub(super) before: Norm,
+    pub(super) behind: Norm,
+    /// Of the routed experts' sum.
+    pub(super) routed: Norm,
 }
 
 impl LayerWeights {
@@ -66,13 +76,18 @@ impl LayerWeights {
             }
             Mlp::Moe(moe) => MlpWeights::Moe(Box::new(MoeWeights::load(weights, l, moe)?)),
         };
+        let mut around_mlp = Sublayer::load(weights, l, layer.residual, &residual::MLP)?;
+        if layer.scaled {
+            let factor = tensor(weights, Some(l), Role::LayerScale, &[1])?;
+            around_mlp.layer_scale = factor.first().copied();
+        }
         Ok(LayerWeights {
             isa,
             hidden: spec.hidden,
             residual: layer.residual,
             around_attention: Sublayer::load(weights, l, layer.residual, &residual::ATTENTION)?,
             attention: Attention::load(weights, l, &layer.attention)?,
-            around_mlp: Sublayer::load(weights, l, layer.residual, &residual::MLP)?,
+            around_mlp,
             mlp,
         })
     }
@@ -168,7 +183,16 @@ impl MoeWeights {
                 GatedMlp::load(weights, l, roles, shared.inter, shared.activation)?
             };
             let gate = || Linear::load(weights, Some(l), (Role::SharedRouter, None), 1, hidden);
-            Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()? })
+            let norm = |role| Norm::load_with(weights, Some(l), role, hidden, None);
+            let norms = || -> Result<SharedNorms> {
+                Ok(SharedNorms {
+                    before: norm(Role::SharedNorm)?,
+                    behind: norm(Role::SharedPostNorm)?,
+                    routed: norm(Role::RoutedPostNorm)?,
+                })
+            };
+            let norms = shared.normed.then(norms).transpose()?;
+            Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()?, norms })
         });
         Ok(MoeWeights {
             spec: moe.clone(),

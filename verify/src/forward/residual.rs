@@ -25,6 +25,8 @@ pub(super) struct Sublayer {
     norm: Option<Norm>,
     post_norm: Option<Norm>,
     scale: f32,
+    /// What leaves the layer is multiplied by this.
+    pub(super) layer_scale: Option<f32>,
     hyper: Option<Hyper>,
 }
 
@@ -71,6 +73,7 @@ impl Sublayer {
             hidden,
             norm: norm.transpose()?,
             post_norm: post_norm.transpose()?,
+            layer_scale: None,
             scale: if let Residual::Scaled(factor) = residual { factor } else { 1.0 },
             hyper,
         })
@@ -159,7 +162,7 @@ impl Sublayer {
     pub(super) fn delta(&self, isa: Isa, mut rows: Vec<f32>, notes: &[f32]) -> Delta {
         rows.par_chunks_mut(ROWS * self.hidden).for_each(|rows| self.output(isa, rows));
         let mix = self.hyper.as_ref().map(|h| (h.spec.n_streams, self.n_notes(), notes.to_vec()));
-        Delta { hidden: self.hidden, rows, mix }
+        Delta { hidden: self.hidden, rows, mix, layer_scale: self.layer_scale }
     }
 }
 
@@ -205,6 +208,8 @@ pub struct Delta {
     rows: Vec<f32>,
     /// Number of streams, of notes a token, and the notes. `[tokens, n_notes]`
     mix: Option<(usize, usize, Vec<f32>)>,
+    /// What the stream is multiplied by in the end.
+    layer_scale: Option<f32>,
 }
 
 impl Stream {
@@ -225,6 +230,9 @@ impl Stream {
             self.hidden.par_chunks_mut(ROWS * self.width).zip(delta.rows.par_chunks(ROWS * delta.hidden));
         rows.enumerate().for_each(|(block, (rows, outputs))| {
             joint.join(isa, rows, outputs, delta.hidden, block * ROWS);
+            if let Some(factor) = delta.layer_scale {
+                rows.iter_mut().for_each(|v| *v *= factor);
+            }
         });
     }
 }

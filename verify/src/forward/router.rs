@@ -4,8 +4,9 @@ use moepack_convert::spec::{Choice, GroupScore, Groups, Moe, Role, RouteWeights,
 use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 
-use super::Weights;
 use super::linear::Linear;
+use super::norm::Norm;
+use super::{Weights, tensor};
 
 /// The weights of a layer's router.
 pub(super) struct Router {
@@ -18,6 +19,10 @@ pub(super) struct Router {
     correction: Option<Vec<f32>>,
     /// `[vocab, n_used]`, the experts of each token id
     table: Option<Vec<u32>>,
+    /// Norm of its own input.
+    input: Option<Norm>,
+    /// `[n_experts]`, factors of weights.
+    expert_scale: Option<Vec<f32>>,
 }
 
 impl Router {
@@ -29,7 +34,24 @@ impl Router {
         let linear = Linear::load(weights, l, roles, n_experts, hidden)?;
         let by_token = spec.choice == Choice::ByToken;
         let table = by_token.then(|| table(weights, layer, moe)).transpose()?;
-        Ok(Router { spec, n_experts, n_used: moe.n_experts_used, linear, correction, table })
+        let expert_scale = || tensor(weights, l, Role::RouterExpertScale, &[n_experts]);
+        Ok(Router {
+            spec,
+            n_experts,
+            n_used: moe.n_experts_used,
+            linear,
+            correction,
+            table,
+            input: spec.own_input.then(|| own_norm(weights, layer)).transpose()?,
+            expert_scale: spec.expert_scale.then(expert_scale).transpose()?,
+        })
+    }
+
+    /// Replaces the MLP's inputs by the router's own, of rows of the stream; both are `[t, hidden]`.
+    pub(super) fn own_inputs(&self, isa: Isa, rows: &[f32], x: &mut [f32]) {
+        if let Some(norm) = &self.input {
+            norm.apply(isa, rows, x);
+        }
     }
 
     /// Chooses for each row of `x`, `[t, hidden]`, whose ids are `tokens`: appends `n_used` experts and their weights,
@@ -93,6 +115,9 @@ impl Router {
             weights.iter_mut().for_each(|w| *w /= sum);
         }
         weights.iter_mut().for_each(|w| *w *= self.spec.scale);
+        if let Some(scale) = &self.expert_scale {
+            weights.iter_mut().zip(&experts[from..]).for_each(|(w, &e)| *w *= scale[e as usize]);
+        }
     }
 
     /// 2. Those with the best corrected scores, in the best groups.
@@ -116,6 +141,15 @@ pub(super) fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) 
     }
     let what = format!("{} values for {role:?} of layer {layer}, but the model takes {n}", tensor.data.len());
     Err(Error::bad_data(what))
+}
+
+/// RMS without weights, then factors over the root of their number.
+fn own_norm(weights: &dyn Weights, layer: usize) -> Result<Norm> {
+    let (hidden, eps) = (weights.spec().hidden, weights.spec().norm.eps());
+    let mut factors = tensor(weights, Some(layer), Role::RouterInput, &[hidden])?;
+    let root = (1.0 / (hidden as f64).sqrt()) as f32;
+    factors.iter_mut().for_each(|f| *f *= root);
+    Ok(Norm::rms(factors, eps))
 }
 
 /// The experts of each token id, `[vocab, n_used]`.
@@ -279,12 +313,14 @@ mod tests {
 
     fn router(spec: Spec, n_experts: usize, n_used: usize, correction: Option<Vec<f32>>) -> Router {
         let linear = Linear::new(&[], None, n_experts, 0);
-        Router { spec, n_experts, n_used, linear, correction, table: None }
+        Router { spec, n_experts, n_used, linear, correction, table: None, input: None, expert_scale: None }
     }
 
     const PLAIN: Spec = Spec {
         bias: false,
         softcap: None,
+        own_input: false,
+        expert_scale: false,
         score: Score::Identity,
         correction: false,
         choice: Choice::Best,
