@@ -14,7 +14,8 @@ use crate::encoding::BlockSize;
 use crate::family::{Factor, Family, Fixed, NormRule, ResidualRule, Switch};
 use crate::hparams::Config;
 use crate::limits::{
-    BLOCK_SIDE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX,
+    BLOCK_SIDE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX, SINKHORN_MAX, STREAMS_MAX,
+    VOCAB_MAX,
 };
 use crate::spec::{Across, Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
 
@@ -118,6 +119,12 @@ fn residual(family: &Family, config: &Config, base: &Base) -> Result<Residual> {
         ResidualRule::Parallel => Residual::Parallel,
         ResidualRule::Post => Residual::Post,
         ResidualRule::Sandwich => Residual::Sandwich,
+        ResidualRule::HyperGated => Residual::Hyper(Hyper {
+            n_streams: config.uint_opt(&["hc_count"], 1, STREAMS_MAX)?.unwrap_or(4),
+            across: Across::Gated(config.uint_opt(&["hc_lowrank"], 1, RANK_MAX)?.unwrap_or(320)),
+            eps: 0.0,
+            mean_head: false,
+        }),
         ResidualRule::Hyper | ResidualRule::HyperMean | ResidualRule::HyperAlone => {
             Residual::Hyper(hyper(family.residual, config)?)
         }

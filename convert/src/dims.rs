@@ -2,7 +2,7 @@
 
 use crate::family::Dim;
 use crate::spec::{
-    Across, Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Indexer, LayerSpec, Mla, Mlp,
+    Across, Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Hyper, Indexer, LayerSpec, Mla, Mlp,
     ModelSpec, Moe, Norm, QkNorm, Residual, Role,
 };
 
@@ -32,12 +32,20 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
 /// The head may be the embedding, which is for the tensors to decide.
 fn has_global(spec: &ModelSpec, role: Role) -> bool {
     match role {
-        Role::Embed | Role::FinalNorm | Role::LmHead => true,
+        Role::Embed | Role::LmHead => true,
+        Role::FinalNorm => !is_gated(spec.hyper),
+        Role::HeadGateNorm | Role::HeadGateDown | Role::HeadGateUp => is_gated(spec.hyper),
         Role::FinalNormBias => has_bias(spec.norm),
         Role::LmHeadBias => spec.head_bias,
-        Role::HeadMix | Role::HeadMixBase | Role::HeadMixScale => spec.hyper.is_some_and(|h| !h.mean_head),
+        Role::HeadMix | Role::HeadMixBase | Role::HeadMixScale => {
+            spec.hyper.is_some_and(|h| !h.mean_head) && !is_gated(spec.hyper)
+        }
         _ => false,
     }
+}
+
+fn is_gated(hyper: Option<Hyper>) -> bool {
+    hyper.is_some_and(|h| Residual::Hyper(h).is_gated())
 }
 
 fn has_bias(norm: Norm) -> bool {
@@ -52,8 +60,20 @@ fn residual_has(residual: Residual, norm: Norm, role: Role) -> bool {
         Role::AttnNormBias => residual.has_pre_norm() && has_bias(norm),
         Role::MlpNormBias => own_mlp_norm && has_bias(norm),
         Role::AttnPostNorm | Role::MlpPostNorm => residual.has_post_norm(),
-        Role::AttnMix | Role::AttnMixBase | Role::AttnMixScale => matches!(residual, Residual::Hyper(_)),
-        Role::MlpMix | Role::MlpMixBase | Role::MlpMixScale => matches!(residual, Residual::Hyper(_)),
+        Role::AttnMix
+        | Role::AttnMixBase
+        | Role::AttnMixScale
+        | Role::MlpMix
+        | Role::MlpMixBase
+        | Role::MlpMixScale => matches!(residual, Residual::Hyper(_)) && !residual.is_gated(),
+        Role::AttnGateNorm
+        | Role::AttnGateDown
+        | Role::AttnGateUp
+        | Role::AttnInject
+        | Role::MlpGateNorm
+        | Role::MlpGateDown
+        | Role::MlpGateUp
+        | Role::MlpInject => residual.is_gated(),
         _ => false,
     }
 }
@@ -68,7 +88,9 @@ fn gqa_has(gqa: &Gqa, role: Role) -> bool {
         Role::QBias | Role::KBias => gqa.qkv_bias,
         Role::OBias => gqa.o_bias,
         Role::QNorm | Role::KNorm => matches!(gqa.qk_norm, QkNorm::Head | QkNorm::Full),
-        Role::IndexQ | Role::IndexK | Role::IndexQNorm | Role::IndexKNorm => gqa.blocks.is_some(),
+        Role::IndexQ | Role::IndexK => gqa.blocks.is_some(),
+        Role::IndexQk => gqa.pools.is_some(),
+        Role::IndexQNorm | Role::IndexKNorm => gqa.blocks.is_some() || gqa.pools.is_some(),
         Role::Sinks => gqa.sinks,
         Role::AttnGate => matches!(gqa.gate, Some(Gate::Own | Gate::PerHead)),
         _ => false,
@@ -156,6 +178,9 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
         Dim::One => Some(1),
         Dim::Width => Some(spec.width()),
         Dim::Scales => spec.hyper.map(|h| if matches!(h.across, Across::Alone(_)) { 2 } else { 3 }),
+        Dim::GateRank => {
+            spec.hyper.and_then(|h| if let Across::Gated(rank) = h.across { Some(rank) } else { None })
+        }
         Dim::Streams => spec.hyper.map(|h| h.n_streams),
         Dim::Mixes => spec.hyper.map(|h| h.n_mixes()),
         Dim::DenseInter
@@ -189,7 +214,8 @@ fn gqa_dim(gqa: &Gqa, dim: Dim) -> Option<usize> {
         Dim::Head => Some(gqa.head_dim),
         Dim::Heads => Some(gqa.n_heads),
         Dim::Index => gqa.blocks.map(|b| b.n_heads * b.head_dim),
-        Dim::IndexHead => gqa.blocks.map(|b| b.head_dim),
+        Dim::IndexHead => gqa.blocks.map(|b| b.head_dim).or(gqa.pools.map(|p| p.head_dim)),
+        Dim::IndexQk => gqa.pools.map(|p| (p.n_heads + 1) * p.head_dim),
         _ => None,
     }
 }

@@ -52,6 +52,7 @@ mod qwen2_moe;
 mod qwen3_moe;
 mod qwen3_next;
 mod qwen3_vl_moe;
+mod qwen4_exp;
 mod rules;
 mod solar_open;
 
@@ -106,6 +107,7 @@ pub static FAMILIES: &[&Family] = &[
     &qwen3_next::FAMILY,
     &qwen3_next::QWEN3_5,
     &qwen3_vl_moe::FAMILY,
+    &qwen4_exp::FAMILY,
     &solar_open::FAMILY,
 ];
 
@@ -231,6 +233,8 @@ pub enum Dim {
     Mixes,
     /// Factors of that.
     Scales,
+    /// Rank of the gates that streams pass.
+    GateRank,
     /// Tokens of a compressed entry.
     Ratio,
     /// What a token gives to compressed entries.
@@ -239,6 +243,8 @@ pub enum Dim {
     EntryHead,
     /// All heads of the indexer together.
     Index,
+    /// These and its key.
+    IndexQk,
     /// One head of the indexer.
     IndexHead,
     /// Number of the indexer's heads.

@@ -9,7 +9,7 @@ mod role;
 
 pub use attention::{
     Attention, Blocks, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer,
-    KeyChoice, LongRope, Mla, Pairing, QkNorm, Rope, Temperature,
+    KeyChoice, LongRope, Mla, Pairing, Pools, QkNorm, Rope, Temperature,
 };
 pub use moe::{
     Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
@@ -131,7 +131,12 @@ pub enum Residual {
 impl Residual {
     /// A norm stands before each sublayer.
     pub fn has_pre_norm(self) -> bool {
-        self != Residual::Post
+        self != Residual::Post && !self.is_gated()
+    }
+
+    /// Streams pass gates of each channel, which do the norm's work.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Residual::Hyper(Hyper { across: Across::Gated(_), .. }))
     }
 
     /// A norm stands behind each sublayer.
@@ -165,6 +170,14 @@ pub enum Across {
     Sinkhorn(usize),
     /// Each goes on alone: C is the identity. `post` is this times a sigmoid, plus `eps` (Hunyuan 4).
     Alone(f32),
+    /// Each goes on alone; all are normed, and their mean is taken after gates of each channel that come through a latent of
+    /// this rank (Qwen4):
+    ///
+    /// ```text
+    /// z = norm of each stream;  g = sigmoid(W_up silu(W_down z / n));  y = mean_j g_j z_j
+    /// X'_k = X_k + 2 sigmoid(W_k z / n) f(y)
+    /// ```
+    Gated(usize),
 }
 
 impl Hyper {
@@ -173,6 +186,7 @@ impl Hyper {
         match self.across {
             Across::Sinkhorn(_) => (2 + self.n_streams) * self.n_streams,
             Across::Alone(_) => 2 * self.n_streams,
+            Across::Gated(_) => self.n_streams,
         }
     }
 }

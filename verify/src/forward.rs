@@ -26,6 +26,7 @@ mod compressed;
 mod compressor;
 mod delta;
 mod experts;
+mod gated;
 mod gqa;
 mod head;
 mod indexer;

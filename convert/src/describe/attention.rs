@@ -12,7 +12,7 @@ use crate::hparams::Config;
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
 use crate::spec::{
-    Attention, Blocks, Gate, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature,
+    Attention, Blocks, Gate, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, Pools, QkNorm, Rope, Temperature,
 };
 
 /// `eps` of the norm of an indexer's keys, in the reference.
@@ -70,8 +70,9 @@ fn hybrid(
         let n = config.uint_opt(&["full_attention_interval"], 1, LAYERS_MAX)?.unwrap_or(4);
         Ok((0..base.n_layers).map(|l| (l + 1) % n != 0).collect())
     };
-    let listed = layer_types(config, base.n_layers, "linear_attention")?;
+    let listed = linear_layers(full.pools, config, base.n_layers)?;
     let gqa = gqa(family, full, config, base, Span::default(), false)?;
+    let gqa = if full.pools { with_pools(config, gqa)? } else { gqa };
     let delta = delta(linear, config)?;
     let one = |linear: bool| match linear {
         true => Attention::Delta(delta.clone()),
@@ -88,7 +89,7 @@ fn hybrid_mla(
     config: &Config,
     base: &Base,
 ) -> Result<Vec<Attention>> {
-    let listed = linear_layers(full, config, base.n_layers)?;
+    let listed = linear_layers(full.indexer.is_some(), config, base.n_layers)?;
     let from_one = config.uints_opt(&["linear_attn_config.full_attn_layers"], LAYERS_MAX)?;
     let group = linear.group.map(|(key, _)| config.uint_opt(&[key], 1, LAYERS_MAX)).transpose()?.flatten();
     let is_linear = |l: usize| match (&listed, &from_one) {
@@ -112,10 +113,10 @@ fn hybrid_mla(
 }
 
 /// Which layers `layer_types` calls linear; those with an indexer are `indexed_attention`.
-fn linear_layers(full: &MlaRule, config: &Config, n_layers: usize) -> Result<Option<Vec<bool>>> {
+fn linear_layers(has_indexer: bool, config: &Config, n_layers: usize) -> Result<Option<Vec<bool>>> {
     const LINEAR: &str = "linear_attention";
     let Some(types) = config.strings_opt(&["layer_types"], n_layers)? else { return Ok(None) };
-    if full.indexer.is_none() || !types.contains(&"indexed_attention") {
+    if !has_indexer || !types.contains(&"indexed_attention") {
         return layer_types(config, n_layers, LINEAR);
     }
     match types.iter().find(|t| ![LINEAR, "indexed_attention", "full_attention"].contains(t)) {
@@ -183,6 +184,7 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
         gate: gate(rule, config)?,
         gate_by: rule.gate_by,
         blocks: None,
+        pools: None,
         rope: if nope { Rope::NONE } else { gqa_rope(family, rule, config, base, span, head_dim)? },
     })
 }
@@ -301,6 +303,26 @@ fn with_blocks(config: &Config, gqa: Gqa, blocks: Option<Blocks>) -> Result<Gqa>
         }
         blocks => Ok(Gqa { blocks, ..gqa }),
     }
+}
+
+fn with_pools(config: &Config, gqa: Gqa) -> Result<Gqa> {
+    if config.uint_opt(&["indexer_kv_heads"], 1, HEADS_MAX)?.is_some_and(|n| n != 1) {
+        return Err(config.error("indexer_kv_heads is not 1, and several keys are not supported"));
+    }
+    let size = config.uint(&["indexer_compress_ratio"], 1, POSITIONS_MAX)?;
+    let budget = config.uint(&["indexer_budget"], 1, POSITIONS_MAX)?;
+    if !budget.is_multiple_of(size) {
+        let what = format!("indexer_budget is {budget}, which is no multiple of pools of {size}");
+        return Err(config.error(what));
+    }
+    let rotary = 2 * gqa.rope.inv_freq.len();
+    let pools = Pools {
+        n_heads: config.uint(&["indexer_n_heads"], 1, HEADS_MAX)?,
+        head_dim: config.uint(&["indexer_head_dim"], rotary.max(1), HEAD_DIM_MAX)?,
+        size,
+        n_used: budget / size,
+    };
+    Ok(Gqa { pools: Some(pools), ..gqa })
 }
 
 /// Query heads of each layer.

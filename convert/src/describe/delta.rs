@@ -26,6 +26,7 @@ pub(super) fn delta(rule: DeltaRule, config: &Config) -> Result<Delta> {
             v_dim: dim,
             kernel,
             projections: rule.projections,
+            sigmoid_gate: true,
             decay_bound: decay_bound(rule, config)?,
         });
     }
@@ -42,8 +43,18 @@ pub(super) fn delta(rule: DeltaRule, config: &Config) -> Result<Delta> {
         v_dim: config.uint(&["linear_value_head_dim"], 1, HEAD_DIM_MAX)?,
         kernel: config.uint_opt(&["linear_conv_kernel_dim"], 1, KERNEL_MAX)?.unwrap_or(4),
         projections: rule.projections,
+        sigmoid_gate: sigmoid_gate(rule, config)?,
         decay_bound: None,
     })
+}
+
+fn sigmoid_gate(rule: DeltaRule, config: &Config) -> Result<bool> {
+    let Some((key, value)) = rule.gate_key.and_then(|key| config.find(&[key])) else { return Ok(false) };
+    match value.as_str() {
+        Some("silu") => Ok(false),
+        Some("sigmoid") => Ok(true),
+        _ => Err(config.bad(key, value, "\"silu\" or \"sigmoid\"")),
+    }
 }
 
 fn decay_bound(rule: DeltaRule, config: &Config) -> Result<Option<f32>> {

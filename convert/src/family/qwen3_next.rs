@@ -13,7 +13,8 @@ use super::{
 use crate::rope::RopeRule;
 use crate::spec::{DeltaProjections, Gate, Part, QkNorm, Role};
 
-const LINEAR: &[Rule] = &[
+/// The gated delta rule.
+pub const LINEAR: &[Rule] = &[
     rule(Role::DeltaQkvz, "linear_attn.in_proj_qkvz.weight", &[DeltaQkvz, Hidden]),
     rule(Role::DeltaBa, "linear_attn.in_proj_ba.weight", &[DeltaBa, Hidden]),
     rule(Role::DeltaQkv, "linear_attn.in_proj_qkv.weight", &[DeltaChannels, Hidden]),
@@ -42,7 +43,8 @@ pub const STACKED: ExpertLayout = ExpertLayout {
     ],
 };
 
-const FULL: GqaRule =
+/// Gated attention.
+pub const FULL: GqaRule =
     GqaRule { head_dim: Some(256), qk_norm: QkNorm::Head, gate: Some(Gate::InQuery), ..GqaRule::PLAIN };
 
 pub const FAMILY: Family = Family {

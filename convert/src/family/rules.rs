@@ -77,6 +77,8 @@ pub enum ResidualRule {
     Hyper,
     /// The same, but the mean of the streams in the end.
     HyperMean,
+    /// Streams that pass gates: `hc_count`, `hc_lowrank`.
+    HyperGated,
     /// Hyper-connections whose streams do not mix: `hc_mult`, `hc_magnitude`, `hc_eps`.
     HyperAlone,
 }
@@ -104,6 +106,8 @@ pub enum AttentionRule {
 pub struct DeltaRule {
     /// How a token's input becomes what the rule takes.
     pub projections: DeltaProjections,
+    /// Key of the function of the gates, `silu` where it is missing, or `sigmoid`.
+    pub gate_key: Option<&'static str>,
     /// Key and default of n: each n-th layer has full attention, where config.json has no list.
     pub group: Option<(&'static str, usize)>,
     /// Decays are bounded.
@@ -124,7 +128,7 @@ pub struct Bound {
 impl DeltaRule {
     /// The plain rule with these projections.
     pub const fn plain(projections: DeltaProjections) -> DeltaRule {
-        DeltaRule { projections, group: None, bound: None }
+        DeltaRule { projections, gate_key: None, group: None, bound: None }
     }
 }
 
@@ -177,6 +181,8 @@ pub struct GqaRule {
     /// Blocks of keys in the layers that `layer_types` calls by this name, else `sparse_attention_config` has a 1 for:
     /// `index_n_heads`, `index_head_dim`, `index_block_size`, `index_topk_blocks`, `index_local_blocks`.
     pub blocks: Option<&'static str>,
+    /// Pools of keys: `indexer_n_heads`, `indexer_head_dim`, `indexer_budget`, `indexer_compress_ratio`.
+    pub pools: bool,
     /// Key for a list of the query heads of each layer.
     pub heads_of_layers: Keys,
     /// Queries without position encoding grow with the position: `attn_temperature_tuning`, `attn_scale`,
@@ -211,6 +217,7 @@ impl GqaRule {
         gate_by: GateBy::Sigmoid,
         gate_per_head: None,
         blocks: None,
+        pools: false,
         heads_of_layers: &[],
         temperature: false,
         pairing: Pairing::Half,

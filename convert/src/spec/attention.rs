@@ -58,8 +58,24 @@ pub struct Gqa {
     pub gate_by: GateBy,
     /// Queries see only some blocks of keys.
     pub blocks: Option<Blocks>,
+    /// Queries see only some pools of keys.
+    pub pools: Option<Pools>,
     /// Position encoding.
     pub rope: Rope,
+}
+
+/// Which pools of consecutive keys a query sees (Qwen4): those of the largest sums over heads of relu(q_h · k), where k is
+/// the mean of the pool's keys, normed and rotated as its first; and those after the last pool that it sees as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pools {
+    /// Heads of the indexer.
+    pub n_heads: usize,
+    /// Dimensions of its queries and keys, the rotary ones first.
+    pub head_dim: usize,
+    /// Keys of a pool.
+    pub size: usize,
+    /// Pools that a query sees.
+    pub n_used: usize,
 }
 
 /// Which blocks of keys a query sees (MiniMax-M3): those of the largest products of an indexer's query with one of their
@@ -251,6 +267,8 @@ pub struct Delta {
     pub kernel: usize,
     /// How a token's input becomes queries, keys, values, gates, betas and decays.
     pub projections: DeltaProjections,
+    /// What the heads give is multiplied by the sigmoid of the gates, not by their silu.
+    pub sigmoid_gate: bool,
     /// Decays are exp(bound · sigmoid(exp(A) · a)), not exp(−exp(A) · softplus(a)).
     pub decay_bound: Option<f32>,
 }

@@ -13,6 +13,18 @@ pub enum Role {
     HeadMix,
     HeadMixBase,
     HeadMixScale,
+    /// Norm, gates and weights of streams that pass gates: of the head, and of each sublayer.
+    HeadGateNorm,
+    HeadGateDown,
+    HeadGateUp,
+    AttnGateNorm,
+    AttnGateDown,
+    AttnGateUp,
+    AttnInject,
+    MlpGateNorm,
+    MlpGateDown,
+    MlpGateUp,
+    MlpInject,
     AttnNorm,
     AttnNormBias,
     AttnPostNorm,
@@ -63,6 +75,8 @@ pub enum Role {
     CompressNorm,
     IndexQ,
     IndexQNorm,
+    /// Queries of all heads, then the key.
+    IndexQk,
     IndexK,
     IndexKNorm,
     IndexKNormBias,
@@ -126,10 +140,23 @@ impl Role {
 
     /// Whether this tensor stands outside the layers.
     pub const fn is_global(self) -> bool {
-        use Role::{Embed, FinalNorm, FinalNormBias, HeadMix, HeadMixBase, HeadMixScale, LmHead, LmHeadBias};
+        use Role::{
+            Embed, FinalNorm, FinalNormBias, HeadGateDown, HeadGateNorm, HeadGateUp, HeadMix, HeadMixBase,
+            HeadMixScale, LmHead, LmHeadBias,
+        };
         matches!(
             self,
-            Embed | FinalNorm | FinalNormBias | HeadMix | HeadMixBase | HeadMixScale | LmHead | LmHeadBias
+            Embed
+                | FinalNorm
+                | FinalNormBias
+                | HeadGateDown
+                | HeadGateNorm
+                | HeadGateUp
+                | HeadMix
+                | HeadMixBase
+                | HeadMixScale
+                | LmHead
+                | LmHeadBias
         )
     }
 }

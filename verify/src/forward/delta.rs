@@ -174,7 +174,7 @@ impl Delta {
         self.projections.z.apply(isa, x, z);
         let gated = sized(v, len * n); // silu(z) · o
         gated.copy_from_slice(z);
-        if spec.projections.is_kimi() {
+        if spec.sigmoid_gate {
             math::sigmoid_all(isa, gated);
             gated.iter_mut().zip(&*mixed).for_each(|(g, o)| *g *= o);
         } else {

@@ -9,6 +9,7 @@ use super::attention::{Heads, Scratch, Tables};
 use super::blocks::Blocks;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::pools::MeanPools;
 use super::rope::Table;
 use super::router::softplus;
 use super::{Weights, sized, tensor};
@@ -26,6 +27,7 @@ pub(super) struct Gqa {
     /// `[n_heads]`
     sinks: Option<Vec<f32>>,
     blocks: Option<Blocks>,
+    pools: Option<MeanPools>,
     /// Of norms without weights.
     eps: f32,
 }
@@ -86,6 +88,7 @@ impl Gqa {
                 }
             },
             sinks: if spec.sinks { Some(tensor(weights, l, Role::Sinks, &[spec.n_heads])?) } else { None },
+            pools: spec.pools.map(|p| MeanPools::load(weights, layer, p)).transpose()?,
             blocks: spec.blocks.map(|b| Blocks::load(weights, layer, b)).transpose()?,
             eps: weights.spec().norm.eps(),
             spec: spec.clone(),
@@ -116,7 +119,12 @@ impl Gqa {
         self.project(isa, x, [&mut *q, &mut *k, &mut *v, &mut *gates]);
         self.position(isa, tables.of_window(len), q, k);
         let mixed = sized(mixed, len * n_out); // [len, n_heads, v_dim]
-        let chosen = self.blocks.as_ref().map(|b| b.choose(isa, tables.of_window(len), x));
+        let table = tables.of_window(len);
+        let chosen = match (&self.blocks, &self.pools) {
+            (Some(blocks), _) => Some(blocks.choose(isa, table, x)),
+            (None, Some(pools)) => Some(vec![pools.choose(isa, table, x)]),
+            (None, None) => None,
+        };
         let shape = Heads {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,

@@ -15,6 +15,7 @@ use moepack_format::Result;
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
+use super::gated::{Gated, GatedRoles};
 use super::linear::Linear;
 use super::norm::{NOTES as NORM_NOTES, Norm};
 use super::{ROWS, Stream, Weights, sized, tensor};
@@ -28,6 +29,7 @@ pub(super) struct Sublayer {
     /// What leaves the layer is multiplied by this.
     pub(super) layer_scale: Option<f32>,
     hyper: Option<Hyper>,
+    gated: Option<Gated>,
 }
 
 /// The roles of a sublayer's tensors.
@@ -35,6 +37,7 @@ pub(super) struct Roles {
     norm: (Role, Role),
     post_norm: Role,
     mix: [Role; 3],
+    gated: GatedRoles,
 }
 
 /// Of attention.
@@ -42,6 +45,10 @@ pub(super) const ATTENTION: Roles = Roles {
     norm: (Role::AttnNorm, Role::AttnNormBias),
     post_norm: Role::AttnPostNorm,
     mix: [Role::AttnMix, Role::AttnMixBase, Role::AttnMixScale],
+    gated: GatedRoles {
+        gates: [Role::AttnGateNorm, Role::AttnGateDown, Role::AttnGateUp],
+        inject: Some(Role::AttnInject),
+    },
 };
 
 /// Of the MLP.
@@ -49,6 +56,10 @@ pub(super) const MLP: Roles = Roles {
     norm: (Role::MlpNorm, Role::MlpNormBias),
     post_norm: Role::MlpPostNorm,
     mix: [Role::MlpMix, Role::MlpMixBase, Role::MlpMixScale],
+    gated: GatedRoles {
+        gates: [Role::MlpGateNorm, Role::MlpGateDown, Role::MlpGateUp],
+        inject: Some(Role::MlpInject),
+    },
 };
 
 impl Sublayer {
@@ -66,7 +77,13 @@ impl Sublayer {
             .has_post_norm()
             .then(|| Norm::load_with(weights, Some(l), roles.post_norm, hidden, None));
         let hyper = match residual {
-            Residual::Hyper(spec) => Some(Hyper::load(weights, Some(l), spec, roles.mix, spec.n_mixes())?),
+            Residual::Hyper(spec) if !residual.is_gated() => {
+                Some(Hyper::load(weights, Some(l), spec, roles.mix, spec.n_mixes())?)
+            }
+            _ => None,
+        };
+        let gated = match residual {
+            Residual::Hyper(spec) => Gated::load(weights, Some(l), spec, &roles.gated)?,
             _ => None,
         };
         Ok(Sublayer {
@@ -76,6 +93,7 @@ impl Sublayer {
             layer_scale: None,
             scale: if let Residual::Scaled(factor) = residual { factor } else { 1.0 },
             hyper,
+            gated,
         })
     }
 
@@ -86,16 +104,23 @@ impl Sublayer {
 
     /// Values of a token between two layers.
     pub(super) fn width(&self) -> usize {
-        self.hidden * self.hyper.as_ref().map_or(1, |h| h.spec.n_streams)
+        self.gated
+            .as_ref()
+            .map_or(self.hidden * self.hyper.as_ref().map_or(1, |h| h.spec.n_streams), Gated::width)
     }
 
     /// Values of a token's notes.
     pub(super) fn n_notes(&self) -> usize {
-        NORM_NOTES + self.hyper.as_ref().map_or(0, |h| h.spec.n_mixes())
+        // Gates of each channel are no few numbers: where there are some, the notes have the input itself.
+        let gated = self.gated.as_ref().map_or(0, |g| g.n_streams + self.hidden);
+        NORM_NOTES + gated + self.hyper.as_ref().map_or(0, |h| h.spec.n_mixes())
     }
 
     /// Notes `[t, n_notes]` of rows of the stream, `[t, width]`.
     pub(super) fn notes(&self, isa: Isa, rows: &[f32], notes: &mut [f32]) {
+        if let Some(gated) = &self.gated {
+            return gated.notes(isa, rows, self.hidden, notes, self.n_notes());
+        }
         let mut mixes = Vec::new(); // [t, n_mixes]
         if let Some(hyper) = &self.hyper {
             hyper.mixes(isa, rows, &mut mixes);
@@ -120,6 +145,9 @@ impl Sublayer {
     /// The sublayer's input `[hidden]` from a token's row `[width]`.
     pub(super) fn input(&self, isa: Isa, row: &[f32], notes: &[f32], out: &mut [f32]) {
         let (norm_notes, mix) = notes.split_at(NORM_NOTES);
+        if let Some(gated) = &self.gated {
+            return out.copy_from_slice(&mix[gated.n_streams..]);
+        }
         match (&self.hyper, &self.norm) {
             (None, None) => out.copy_from_slice(row),
             (None, Some(norm)) => norm.apply_noted(isa, row, norm_notes, out),
@@ -152,16 +180,32 @@ impl Sublayer {
 
     /// How these rows join the stream, from the notes of their tokens.
     pub(super) fn joint<'a>(&self, notes: &'a [f32]) -> Joint<'a> {
-        match &self.hyper {
+        match self.mix() {
             None => Joint::Add,
-            Some(hyper) => Joint::Mix { n_streams: hyper.spec.n_streams, notes, n_notes: self.n_notes() },
+            Some(mix) => Joint::Mix { mix, notes },
+        }
+    }
+
+    /// Where a token's notes say how streams mix.
+    fn mix(&self) -> Option<Mix> {
+        let n_notes = self.n_notes();
+        match (&self.hyper, &self.gated) {
+            (Some(hyper), _) => {
+                let n_streams = hyper.spec.n_streams;
+                let alone = !matches!(hyper.spec.across, Across::Sinkhorn(_));
+                Some(Mix { n_streams, n_notes, post: NORM_NOTES + n_streams, alone })
+            }
+            (None, Some(gated)) => {
+                Some(Mix { n_streams: gated.n_streams, n_notes, post: NORM_NOTES, alone: true })
+            }
+            (None, None) => None,
         }
     }
 
     /// What the sublayer's outputs `[tokens, hidden]` do to a stream whose tokens have these notes.
     pub(super) fn delta(&self, isa: Isa, mut rows: Vec<f32>, notes: &[f32]) -> Delta {
         rows.par_chunks_mut(ROWS * self.hidden).for_each(|rows| self.output(isa, rows));
-        let mix = self.hyper.as_ref().map(|h| (h.spec.n_streams, self.n_notes(), notes.to_vec()));
+        let mix = self.mix().map(|mix| (mix, notes.to_vec()));
         Delta { hidden: self.hidden, rows, mix, layer_scale: self.layer_scale }
     }
 }
@@ -172,21 +216,34 @@ pub(super) enum Joint<'a> {
     /// They are added.
     Add,
     /// Streams are mixed.
-    Mix { n_streams: usize, notes: &'a [f32], n_notes: usize },
+    Mix { mix: Mix, notes: &'a [f32] },
+}
+
+/// Where a token's notes say how streams mix.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mix {
+    n_streams: usize,
+    n_notes: usize,
+    /// Where the weights begin with which an output joins each stream.
+    post: usize,
+    /// Streams go on as they are; else their weights for each other follow.
+    alone: bool,
 }
 
 impl Joint<'_> {
     /// Changes rows of the stream `[t, width]` by outputs `[t, hidden]`; `first` is the index of the first in the notes.
     pub(super) fn join(self, isa: Isa, rows: &mut [f32], outputs: &[f32], hidden: usize, first: usize) {
-        let Joint::Mix { n_streams, notes, n_notes } = self else { return math::add(isa, rows, outputs) };
+        let Joint::Mix { mix: Mix { n_streams, n_notes, post, alone }, notes } = self else {
+            return math::add(isa, rows, outputs);
+        };
         let mut before = vec![0.0; n_streams * hidden]; // [n_streams, hidden]
         let notes = notes.chunks_exact(n_notes).skip(first);
         let rows = rows.chunks_exact_mut(n_streams * hidden).zip(outputs.chunks_exact(hidden));
         for ((row, output), notes) in rows.zip(notes) {
             before.copy_from_slice(row);
-            let (post, across) = notes[NORM_NOTES + n_streams..].split_at(n_streams);
+            let (post, across) = notes[post..].split_at(n_streams);
             for (k, stream) in row.chunks_exact_mut(hidden).enumerate() {
-                if across.is_empty() {
+                if alone {
                     math::add_scaled(isa, stream, post[k], output);
                     continue;
                 }
@@ -206,8 +263,8 @@ pub struct Delta {
     hidden: usize,
     /// `[tokens, hidden]`
     rows: Vec<f32>,
-    /// Number of streams, of notes a token, and the notes. `[tokens, n_notes]`
-    mix: Option<(usize, usize, Vec<f32>)>,
+    /// How streams mix, and the notes. `[tokens, n_notes]`
+    mix: Option<(Mix, Vec<f32>)>,
     /// What the stream is multiplied by in the end.
     layer_scale: Option<f32>,
 }
@@ -217,9 +274,7 @@ impl Stream {
     pub fn add(&mut self, isa: Isa, delta: &Delta) {
         let joint = match &delta.mix {
             None => Joint::Add,
-            Some((n_streams, n_notes, notes)) => {
-                Joint::Mix { n_streams: *n_streams, notes, n_notes: *n_notes }
-            }
+            Some((mix, notes)) => Joint::Mix { mix: *mix, notes },
         };
         if let Some(pending) = self.pending.take() {
             let parts =
@@ -292,6 +347,7 @@ impl Hyper {
                     post.iter_mut().for_each(|m| *m *= 2.0);
                     self.balance(isa, steps, across);
                 }
+                Across::Gated(_) => {}
                 Across::Alone(magnitude) => {
                     post.iter_mut().for_each(|m| *m = magnitude * *m + self.spec.eps);
                 }
