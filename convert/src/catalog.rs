@@ -102,7 +102,8 @@ pub(crate) struct Source<'a> {
 /// What one tensor turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Claim {
-    Trunk(&'static Rule, Option<usize>),
+    /// Rule, layer, and which of several tensors.
+    Trunk(&'static Rule, Option<usize>, Option<usize>),
     Expert {
         layouts: u32,
         piece: &'static Piece,
@@ -222,7 +223,7 @@ impl<'a> Claims<'a> {
         let layer = place.layer.and_then(|l| spec.layers.get(l));
         match (place.meaning, layer) {
             (Meaning::Trunk(rule), layer) if dims::has(spec, layer, rule.role) => {
-                Claim::Trunk(rule, place.layer)
+                Claim::Trunk(rule, place.layer, place.expert)
             }
             (Meaning::Trunk(_), None) => Claim::Unclaimed("config.json says that there is no such tensor"),
             (Meaning::Trunk(_), Some(_)) => {
@@ -263,7 +264,7 @@ impl<'a> Claims<'a> {
         let mut order: Vec<(u32, u64, TrunkTensor)> = Vec::new();
         for (at, claim, t) in self.each() {
             let (layer, role) = match claim {
-                Claim::Trunk(rule, layer) => (layer, rule.role),
+                Claim::Trunk(rule, layer, part) => (layer, rule.role.of_part(part)),
                 Claim::Carried(layer) => (layer, Role::Carried),
                 _ => continue,
             };

@@ -6,7 +6,10 @@
 mod attention;
 mod compressed;
 mod delta;
+mod heads;
+mod indexed;
 mod moe;
+mod ngrams;
 
 use moepack_format::Result;
 
@@ -37,12 +40,18 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
     let residual = residual(family, config, &base)?;
     let mlps = moe::mlps(family, config, base.n_layers)?;
     let attentions = attention::attentions(family, config, &base, &mlps)?;
+    let vocab = config.uint(&["vocab_size"], 1, VOCAB_MAX)?;
+    let ngrams = match family.ngrams {
+        true => ngrams::ngrams(config, &base, vocab)?,
+        false => vec![None; base.n_layers],
+    };
+    let scaled = family.layer_scale;
     let layer =
-        |(attention, mlp): (_, Mlp)| LayerSpec { attention, mlp, residual, scaled: family.layer_scale };
+        |((attention, mlp), ngrams): ((_, Mlp), _)| LayerSpec { ngrams, attention, mlp, residual, scaled };
     Ok(ModelSpec {
         family: family.name(),
         hidden: base.hidden,
-        vocab: config.uint(&["vocab_size"], 1, VOCAB_MAX)?,
+        vocab,
         norm: norm(family, config)?,
         embed_scale: factor(config, family.embed_scale, &base)?,
         logit_scale: factor(config, family.logit_scale, &base)?,
@@ -51,7 +60,7 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
         tied_head: config.flag(&["tie_word_embeddings"], family.tied_head)?,
         hyper: if let Residual::Hyper(hyper) = residual { Some(hyper) } else { None },
         max_positions: base.positions,
-        layers: attentions.into_iter().zip(mlps).map(layer).collect(),
+        layers: attentions.into_iter().zip(mlps).zip(ngrams).map(layer).collect(),
     })
 }
 

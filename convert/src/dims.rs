@@ -27,6 +27,36 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         || attention
         || mlp
         || role == Role::LayerScale && layer.scaled
+        || ngrams_have(layer, role)
+}
+
+fn ngrams_have(layer: &LayerSpec, role: Role) -> bool {
+    use Role::{
+        NgramConv, NgramConvNorm, NgramFactors, NgramKey, NgramKeyNorm, NgramOffsets, NgramPart,
+        NgramQueryNorm, NgramSizes, NgramValue,
+    };
+    let is_one = matches!(
+        role,
+        NgramConv
+            | NgramConvNorm
+            | NgramFactors
+            | NgramKey
+            | NgramKeyNorm
+            | NgramOffsets
+            | NgramPart(_)
+            | NgramQueryNorm
+            | NgramSizes
+            | NgramValue
+    );
+    is_one && layer.ngrams.is_some()
+}
+
+/// How many tensors of a layer a rule with this role stands for.
+pub fn n_parts(layer: &LayerSpec, role: Role) -> usize {
+    match (role, &layer.ngrams) {
+        (Role::NgramPart(_), Some(ngrams)) => ngrams.n_parts,
+        _ => 1,
+    }
 }
 
 /// The head may be the embedding, which is for the tensors to decide.
@@ -181,6 +211,12 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
         Dim::GateRank => {
             spec.hyper.and_then(|h| if let Across::Gated(rank) = h.across { Some(rank) } else { None })
         }
+        Dim::NgramWidth => layer?.ngrams.as_ref().map(|n| n.width()),
+        Dim::NgramRow => layer?.ngrams.as_ref().map(|n| n.dim),
+        Dim::NgramOrders => layer?.ngrams.as_ref().map(|n| n.factors.len()),
+        Dim::NgramHeads => layer?.ngrams.as_ref().map(|n| n.sizes.len()),
+        Dim::NgramKernel => layer?.ngrams.as_ref().map(|n| n.kernel),
+        Dim::Any => None,
         Dim::Streams => spec.hyper.map(|h| h.n_streams),
         Dim::Mixes => spec.hyper.map(|h| h.n_mixes()),
         Dim::DenseInter

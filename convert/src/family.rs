@@ -136,6 +136,8 @@ pub struct Family {
     pub head_bias: Switch,
     /// `tie_word_embeddings` where config.json has none.
     pub tied_head: bool,
+    /// Layers have embeddings of n-grams: `ple_layer_ids`, `ngram_size`, `heads_per_ngram` …
+    pub ngrams: bool,
     /// How sublayers join the stream.
     pub residual: ResidualRule,
     /// How tokens mix.
@@ -225,6 +227,18 @@ pub enum Dim {
     GroupIn,
     /// Rank of all groups of the output projection together.
     GroupRank,
+    /// Embedding of a token's n-grams.
+    NgramWidth,
+    /// One row of their table.
+    NgramRow,
+    /// Their orders, and one.
+    NgramOrders,
+    /// Heads of all orders together.
+    NgramHeads,
+    /// Length of their convolution.
+    NgramKernel,
+    /// As many as the tensor has.
+    Any,
     /// All streams of the residual together.
     Width,
     /// Streams of the residual.

@@ -5,6 +5,7 @@
 
 mod attention;
 mod moe;
+mod ngrams;
 mod role;
 
 pub use attention::{
@@ -14,6 +15,7 @@ pub use attention::{
 pub use moe::{
     Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
 };
+pub use ngrams::Ngrams;
 pub use role::{Part, Role};
 
 /// A whole model.
@@ -70,6 +72,8 @@ impl ModelSpec {
 /// One transformer layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
+    /// Embeddings of n-grams that come before.
+    pub ngrams: Option<Ngrams>,
     /// How tokens mix.
     pub attention: Attention,
     /// How channels mix.

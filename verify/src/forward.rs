@@ -34,6 +34,7 @@ mod layer;
 mod linear;
 mod mla;
 mod moe;
+mod ngrams;
 mod norm;
 mod ordered;
 mod pools;

@@ -8,7 +8,7 @@ use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::{SourceTensor, listed};
 use crate::dims;
 use crate::encoding::{encoding, is_mxfp4, not_integers, stored_shape};
-use crate::family::{ExpertLayout, Holds, Mtp, Piece};
+use crate::family::{Dim, ExpertLayout, Holds, Mtp, Piece};
 use crate::limits::LISTED_MAX;
 use crate::names;
 use crate::spec::{Part, Role};
@@ -58,7 +58,7 @@ impl Claims<'_> {
         let mut seen = BTreeMap::new();
         for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let what = match claim {
-                Claim::Trunk(rule, layer) => (rule.name, layer, None),
+                Claim::Trunk(rule, layer, part) => (rule.name, layer, part),
                 Claim::Expert { piece, layer, expert, .. } => (piece.name, Some(layer), expert),
                 _ => continue,
             };
@@ -91,8 +91,11 @@ impl Claims<'_> {
         let mut n_wrong = 0;
         for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let expected = match claim {
-                Claim::Trunk(rule, layer) => {
-                    let dims = rule.shape.iter().map(|&d| dims::dim(self.source.spec, layer, d));
+                Claim::Trunk(rule, layer, _) => {
+                    let dims = rule.shape.iter().zip(&t.shape).map(|(&d, &found)| match d {
+                        Dim::Any => Some(found),
+                        d => dims::dim(self.source.spec, layer, d),
+                    });
                     dims.collect::<Option<Vec<u64>>>()
                 }
                 Claim::Expert { piece, layer, .. } => self.expert_shape(piece, layer, t),
@@ -196,10 +199,13 @@ impl Claims<'_> {
                 continue;
             }
             for (l, spec) in self.source.spec.layers.iter().enumerate() {
-                if dims::has(self.source.spec, Some(spec), rule.role)
-                    && catalog.find(Some(l), rule.role).is_none()
-                {
-                    missing.push(self.full_name(rule.name, l, 0));
+                if !dims::has(self.source.spec, Some(spec), rule.role) {
+                    continue;
+                }
+                for part in 0..dims::n_parts(spec, rule.role) {
+                    if catalog.find(Some(l), rule.role.of_part(Some(part))).is_none() {
+                        missing.push(self.full_name(rule.name, l, part));
+                    }
                 }
             }
         }
@@ -244,7 +250,7 @@ impl Claims<'_> {
         for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let scales = self.partner(at).map(|(_, s)| s);
             let checked = match claim {
-                Claim::Trunk(rule, _) if rule.role.is_table() => match t.dtype {
+                Claim::Trunk(rule, ..) if rule.role.is_table() => match t.dtype {
                     Dtype::I64 | Dtype::I32 => Ok(()),
                     other => Err(not_integers(other).in_tensor(&*t.name)),
                 },

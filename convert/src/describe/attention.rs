@@ -4,19 +4,18 @@ use moepack_format::Result;
 
 use super::compressed::compressed;
 use super::delta::delta;
+use super::heads::{Wide, check_groups, gate, head_dim, heads_of_layers, wide_heads};
+use super::indexed::{
+    blocks_of_layers, check_first_choice, indexer, shared_choices, with_blocks, with_pools,
+};
 use super::{Base, factor, norm, positive, switch};
 use crate::family::{
-    AttentionRule, DeltaRule, Family, GqaRule, IndexerRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
+    AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
 };
 use crate::hparams::Config;
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{
-    Attention, Blocks, Gate, Gqa, Indexer, KeyChoice, Mla, Mlp, Pairing, Pools, QkNorm, Rope, Temperature,
-};
-
-/// `eps` of the norm of an indexer's keys, in the reference.
-const KEY_NORM_EPS: f32 = 1e-6;
+use crate::spec::{Attention, Gqa, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
 
 /// The attention of each layer.
 pub(super) fn attentions(
@@ -189,167 +188,6 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
     })
 }
 
-fn check_groups(config: &Config, n_heads: usize, n_kv_heads: usize) -> Result<()> {
-    if n_heads.is_multiple_of(n_kv_heads) {
-        return Ok(());
-    }
-    let text = format!("{n_heads} attention heads do not divide among {n_kv_heads} key-value heads");
-    Err(config.error(text))
-}
-
-/// Heads of a layer that may have others than most.
-struct Wide {
-    n_kv_heads: usize,
-    head_dim: usize,
-    k_is_v: bool,
-}
-
-/// Heads of layers without a window: `per_layer_config` says them of a layer, which are the same for all here.
-fn wide_heads(config: &Config, key: &'static str, n_kv_heads: usize) -> Result<Wide> {
-    let k_is_v = config.flag(&[key], false)?;
-    let mut found = Vec::new();
-    if let Some(section) = config.object_opt(&["per_layer_config"])? {
-        for layer in 0..LAYERS_MAX {
-            let Some(of_layer) = section.object_opt(&layer.to_string())? else { continue };
-            let size = |key, max| -> Result<Option<usize>> {
-                let n = of_layer.number_opt(key)?;
-                match n {
-                    Some(n) if n.fract() != 0.0 || !(1.0..=max as f64).contains(&n) => {
-                        Err(of_layer.error(key, &format!("is {n}, expected an integer from 1 to {max}")))
-                    }
-                    n => Ok(n.map(|n| n as usize)),
-                }
-            };
-            found.push((size("head_dim", HEAD_DIM_MAX)?, size("num_key_value_heads", HEADS_MAX)?));
-        }
-    }
-    if found.windows(2).any(|two| matches!(two, [a, b] if a != b)) {
-        return Err(config.error("per_layer_config gives different heads to layers of one kind"));
-    }
-    let (listed_dim, listed_heads) = found.first().copied().unwrap_or_default();
-    let dim = config.uint_opt(&["global_head_dim"], 1, HEAD_DIM_MAX)?.unwrap_or(512);
-    let heads = config.uint_opt(&["num_global_key_value_heads"], 1, HEADS_MAX)?.filter(|_| k_is_v);
-    Ok(Wide {
-        n_kv_heads: listed_heads.or(heads).unwrap_or(n_kv_heads),
-        head_dim: listed_dim.unwrap_or(dim),
-        k_is_v,
-    })
-}
-
-fn gate(rule: &GqaRule, config: &Config) -> Result<Option<Gate>> {
-    let Some(key) = rule.gate_per_head else { return Ok(rule.gate) };
-    let per_head = config.find(&[key]).is_none_or(|(_, v)| match v {
-        serde_json::Value::Bool(is) => *is,
-        other => other.as_str() == Some("per-head"),
-    });
-    Ok(if per_head { Some(Gate::PerHead) } else { rule.gate })
-}
-
-/// Which layers see blocks of keys, and how.
-fn blocks_of_layers(rule: &GqaRule, config: &Config, base: &Base) -> Result<Vec<Option<Blocks>>> {
-    let n_layers = base.n_layers;
-    let Some(name) = rule.blocks else { return Ok(vec![None; n_layers]) };
-    let flags = config.uints_opt(&["sparse_attention_config.sparse_attention_freq"], 2)?;
-    let sparse = match (layer_types(config, n_layers, name)?, flags) {
-        (Some(listed), _) => listed,
-        (None, Some(flags)) => (0..n_layers).map(|l| flags.get(l) == Some(&1)).collect(),
-        (None, None) => vec![false; n_layers],
-    };
-    if !sparse.contains(&true) {
-        return Ok(vec![None; n_layers]);
-    }
-    let uint = |keys, min, max, default| Ok(config.uint_opt(keys, min, max)?.unwrap_or(default));
-    let blocks = Blocks {
-        n_heads: uint(&["sparse_attention_config.sparse_num_index_heads", "index_n_heads"], 1, HEADS_MAX, 4)?,
-        head_dim: uint(
-            &["sparse_attention_config.sparse_index_dim", "index_head_dim"],
-            1,
-            HEAD_DIM_MAX,
-            128,
-        )?,
-        size: uint(
-            &["sparse_attention_config.sparse_block_size", "index_block_size"],
-            1,
-            POSITIONS_MAX,
-            128,
-        )?,
-        n_used: uint(
-            &["sparse_attention_config.sparse_topk_blocks", "index_topk_blocks"],
-            1,
-            POSITIONS_MAX,
-            16,
-        )?,
-        n_local: uint(
-            &["sparse_attention_config.sparse_local_block", "index_local_blocks"],
-            0,
-            POSITIONS_MAX,
-            1,
-        )?,
-    };
-    Ok(sparse.into_iter().map(|s| s.then_some(blocks)).collect())
-}
-
-fn with_blocks(config: &Config, gqa: Gqa, blocks: Option<Blocks>) -> Result<Gqa> {
-    let rotary = 2 * gqa.rope.inv_freq.len();
-    match blocks {
-        Some(b) if !gqa.n_heads.is_multiple_of(b.n_heads) => {
-            let what =
-                format!("{} attention heads do not divide among {} of the indexer", gqa.n_heads, b.n_heads);
-            Err(config.error(what))
-        }
-        Some(b) if b.head_dim < rotary => {
-            let what = format!("the indexer's heads have {} dimensions, but {rotary} rotate", b.head_dim);
-            Err(config.error(what))
-        }
-        blocks => Ok(Gqa { blocks, ..gqa }),
-    }
-}
-
-fn with_pools(config: &Config, gqa: Gqa) -> Result<Gqa> {
-    if config.uint_opt(&["indexer_kv_heads"], 1, HEADS_MAX)?.is_some_and(|n| n != 1) {
-        return Err(config.error("indexer_kv_heads is not 1, and several keys are not supported"));
-    }
-    let size = config.uint(&["indexer_compress_ratio"], 1, POSITIONS_MAX)?;
-    let budget = config.uint(&["indexer_budget"], 1, POSITIONS_MAX)?;
-    if !budget.is_multiple_of(size) {
-        let what = format!("indexer_budget is {budget}, which is no multiple of pools of {size}");
-        return Err(config.error(what));
-    }
-    let rotary = 2 * gqa.rope.inv_freq.len();
-    let pools = Pools {
-        n_heads: config.uint(&["indexer_n_heads"], 1, HEADS_MAX)?,
-        head_dim: config.uint(&["indexer_head_dim"], rotary.max(1), HEAD_DIM_MAX)?,
-        size,
-        n_used: budget / size,
-    };
-    Ok(Gqa { pools: Some(pools), ..gqa })
-}
-
-/// Query heads of each layer.
-fn heads_of_layers(rule: &GqaRule, config: &Config, base: &Base) -> Result<Vec<usize>> {
-    let Some(listed) = config.uints_opt(rule.heads_of_layers, HEADS_MAX)? else {
-        return Ok(vec![base.n_heads; base.n_layers]);
-    };
-    if listed.len() == base.n_layers && !listed.contains(&0) {
-        return Ok(listed);
-    }
-    let what = format!("numbers of heads are {listed:?}, expected one for each of {} layers", base.n_layers);
-    Err(config.error(what))
-}
-
-fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
-    let head_dim = match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
-        (Some(given), _) | (None, Some(given)) => given,
-        (None, None) if base.hidden.is_multiple_of(base.n_heads) => base.hidden / base.n_heads,
-        (None, None) => {
-            let text = format!("head_dim is missing and hidden_size {} does not divide by", base.hidden);
-            return Err(config.error(format!("{text} {} heads", base.n_heads)));
-        }
-    };
-    rotary_pairs(config, "head_dim", head_dim)?;
-    Ok(head_dim)
-}
-
 fn gqa_rope(
     family: &Family,
     rule: &GqaRule,
@@ -435,74 +273,11 @@ fn rope_temperature(config: &Config) -> Result<Option<Temperature>> {
     Ok(growing.map(|(beta, floor)| Temperature { beta, floor, shift: 0.0 }))
 }
 
-/// The indexer of latent attention: the first dimensions of its heads rotate.
-fn indexer(
-    family: &Family,
-    config: &Config,
-    base: &Base,
-    rule: &IndexerRule,
-    rope_dim: usize,
-) -> Result<Indexer> {
-    let source = Source::new(config, "")?;
-    let n_used = config.uint(&["index_topk"], 1, POSITIONS_MAX)?;
-    let pool = match rule.pool {
-        Some((key, default)) => Some(config.uint_opt(&[key], 1, POSITIONS_MAX)?.unwrap_or(default)),
-        None => None,
-    };
-    if pool.is_some_and(|pool| !n_used.is_multiple_of(pool)) {
-        let what = format!("index_topk is {n_used}, which is no multiple of pools of {}", pool.unwrap_or(1));
-        return Err(config.error(what));
-    }
-    Ok(Indexer {
-        n_heads: config.uint(&["index_n_heads"], 1, HEADS_MAX)?,
-        head_dim: config.uint(&["index_head_dim"], rope_dim.max(1), HEAD_DIM_MAX)?,
-        n_used: n_used / pool.unwrap_or(1),
-        pool,
-        key_eps: if rule.model_eps { norm(family, config)?.eps() } else { KEY_NORM_EPS },
-        rotates_last: rule.rotates_last,
-        rope: rope(source, family.rope, None, rule.pairing, rope_dim, base.positions)?.rope,
-    })
-}
-
-/// Which layers see the keys that an earlier layer's indexer chose: `indexer_types`, `index_topk_pattern` or
-/// `index_topk_freq` (GLM-5.2).
-fn shared_choices(rule: &MlaRule, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
-    let Some(indexer) = rule.indexer else { return Ok(vec![false; n_layers]) };
-    let bad = |what: String| Err(config.error(what));
-    let shared = if let Some(types) = config.strings_opt(&["indexer_types"], n_layers)? {
-        if let Some(odd) = types.iter().find(|t| **t != "full" && **t != "shared") {
-            return bad(format!("indexer_types has {odd:?}, expected \"full\" or \"shared\""));
-        }
-        types.iter().map(|t| *t == "shared").collect()
-    } else if let Some((_, value)) = config.find(&["index_topk_pattern"]) {
-        let letters = value.as_str().unwrap_or_default();
-        if letters.len() != n_layers || letters.bytes().any(|b| b != b'F' && b != b'S') {
-            return bad(format!("index_topk_pattern is {value}, expected {n_layers} letters F or S"));
-        }
-        letters.bytes().map(|b| b == b'S').collect()
-    } else {
-        let every = config.uint_opt(&["index_topk_freq"], 0, LAYERS_MAX)?.unwrap_or(indexer.every).max(1);
-        let offset = config.uint_opt(&["index_skip_topk_offset"], 0, LAYERS_MAX)?.unwrap_or(2);
-        (0..n_layers).map(|l| (l + 1).saturating_sub(offset) % every != 0).collect::<Vec<_>>()
-    };
-    Ok(shared)
-}
-
-/// Whoever sees what was chosen before has somebody before.
-fn check_first_choice(config: &Config, layers: &[Attention]) -> Result<()> {
-    let first =
-        layers.iter().find_map(|l| if let Attention::Mla(mla) = l { Some(&mla.choice) } else { None });
-    if first == Some(&KeyChoice::AsBefore) {
-        return Err(config.error("the first layer has no indexer, and there is none before it"));
-    }
-    Ok(())
-}
-
 fn pairing(config: &Config, adjacent: Switch) -> Result<Pairing> {
     Ok(if switch(config, adjacent)? { Pairing::Adjacent } else { Pairing::Half })
 }
 
-fn rotary_pairs(config: &Config, key: &str, dim: usize) -> Result<()> {
+pub(super) fn rotary_pairs(config: &Config, key: &str, dim: usize) -> Result<()> {
     if dim.is_multiple_of(2) {
         return Ok(());
     }
@@ -581,7 +356,7 @@ fn chunks(config: &Config, n_layers: usize, default: usize) -> Result<Vec<Span>>
 }
 
 /// Which layers `layer_types` calls this.
-fn layer_types(config: &Config, n_layers: usize, limited: &str) -> Result<Option<Vec<bool>>> {
+pub(super) fn layer_types(config: &Config, n_layers: usize, limited: &str) -> Result<Option<Vec<bool>>> {
     let Some(types) = config.strings_opt(&["layer_types"], n_layers)? else { return Ok(None) };
     let one =
         |t: &&str| match *t {

@@ -19,6 +19,7 @@ pub const FAMILY: Family = Family {
     logit_scale: Factor::One,
     logit_softcap: &[],
     layer_scale: false,
+    ngrams: false,
     head_bias: Switch::Never,
     tied_head: false,
     residual: ResidualRule::Plain,

@@ -25,6 +25,17 @@ pub enum Role {
     MlpGateDown,
     MlpGateUp,
     MlpInject,
+    /// Embeddings of n-grams: parts of the table, tables of integers that config.json determines, and the rest.
+    NgramPart(u16),
+    NgramFactors,
+    NgramSizes,
+    NgramOffsets,
+    NgramKey,
+    NgramValue,
+    NgramKeyNorm,
+    NgramQueryNorm,
+    NgramConvNorm,
+    NgramConv,
     AttnNorm,
     AttnNormBias,
     AttnPostNorm,
@@ -135,7 +146,15 @@ pub enum Role {
 impl Role {
     /// Whether the tensor holds integers, not weights.
     pub const fn is_table(self) -> bool {
-        matches!(self, Role::RouterTable)
+        matches!(self, Role::RouterTable | Role::NgramFactors | Role::NgramSizes | Role::NgramOffsets)
+    }
+
+    /// The role of one of several tensors that a rule stands for.
+    pub fn of_part(self, part: Option<usize>) -> Role {
+        match (self, part.map(u16::try_from)) {
+            (Role::NgramPart(_), Some(Ok(part))) => Role::NgramPart(part),
+            (role, _) => role,
+        }
     }
 
     /// Whether this tensor stands outside the layers.

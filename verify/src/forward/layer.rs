@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::attention::Attention;
 use super::experts::{GatedMlp, Scratch};
 use super::linear::Linear;
+use super::ngrams::Ngrams;
 use super::norm::Norm;
 use super::residual::{self, Sublayer};
 use super::router::Router;
@@ -20,6 +21,7 @@ pub struct LayerWeights {
     pub(super) isa: Isa,
     pub(super) hidden: usize,
     residual: Residual,
+    ngrams: Option<Ngrams>,
     around_attention: Sublayer,
     attention: Attention,
     pub(super) around_mlp: Sublayer,
@@ -85,6 +87,7 @@ impl LayerWeights {
             isa,
             hidden: spec.hidden,
             residual: layer.residual,
+            ngrams: layer.ngrams.as_ref().map(|n| Ngrams::load(weights, l, n)).transpose()?,
             around_attention: Sublayer::load(weights, l, layer.residual, &residual::ATTENTION)?,
             attention: Attention::load(weights, l, &layer.attention)?,
             around_mlp,
@@ -124,6 +127,9 @@ impl LayerWeights {
             let (rows, found) = (stream.n_tokens(), stream.width);
             let what = format!("a stream of {rows} × {found}, but {n_tokens} × {width} are due");
             return Err(Error::bad_data(what));
+        }
+        if let Some(ngrams) = &self.ngrams {
+            ngrams.add(self.isa, windows, &mut stream.hidden);
         }
         if self.residual == Residual::Parallel {
             stream.pending =
