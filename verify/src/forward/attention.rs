@@ -307,6 +307,11 @@ impl Chosen {
         self.starts.push(self.keys.len());
     }
 
+    /// Queries that have chosen.
+    pub(super) fn n_queries(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
     /// Of one query.
     pub(super) fn of(&self, query: usize) -> &[u32] {
         &self.keys[self.starts[query]..self.starts[query + 1]]

@@ -162,7 +162,9 @@ impl Mla {
         if let (Some(chooser), Some(table)) = (&self.chooser, &tables.index) {
             chooser.choose(isa, table, x, &latent[..len * spec.q_lora.unwrap_or(0)], chosen);
         }
-        let chosen = if spec.choice == KeyChoice::All { None } else { Some(slice::from_ref(&*chosen)) };
+        // A layer that is run on its own, to see how long it takes, has nobody before it.
+        let sees_all = spec.choice == KeyChoice::All || chosen.n_queries() != len;
+        let chosen = if sees_all { None } else { Some(slice::from_ref(&*chosen)) };
         let rotary = sized(k, len * spec.rope_dim); // [len, rope_dim]
         let kv = sized(v, len * self.kv_b.n()); // [len, n_heads, nope_dim + v_dim]
         self.keys_and_values(isa, table, x, latent, rotary, kv);
