@@ -23,12 +23,16 @@ fn names() -> Vec<&'static str> {
 
 /// Nearly N(0, 1), without a generator's dependency: the sum of four uniform numbers of a linear congruence.
 fn weights() -> Vec<f32> {
+    normal(ROWS * COLS)
+}
+
+fn normal(n: usize) -> Vec<f32> {
     let mut state = 1u32;
     let mut uniform = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / 16_777_216.0 - 0.5
     };
-    (0..ROWS * COLS).map(|_| (uniform() + uniform() + uniform() + uniform()) * 1.732).collect()
+    (0..n).map(|_| (uniform() + uniform() + uniform() + uniform()) * 1.732).collect()
 }
 
 #[divan::bench(args = names())]
@@ -58,4 +62,40 @@ fn decode(bencher: Bencher, name: &str) {
     bencher
         .counter(ItemsCount::new(data.len()))
         .bench_local(|| codec.decode(Isa::get(), &planes, ROWS, COLS, 0, &mut out).unwrap());
+}
+
+/// What whole matrices of experts take: a wide one, and a small one where ends weigh more.
+const SHAPES: &[(&str, usize, usize)] = &[
+    ("tcq8", 2048, 2048),
+    ("tcq8", 256, 256),
+    ("tcq64", 2048, 2048),
+    ("tcq256", 2048, 2048),
+    ("tcq256", 256, 256),
+];
+
+#[divan::bench(args = SHAPES)]
+fn encode_matrix(bencher: Bencher, &(name, rows, cols): &(&str, usize, usize)) {
+    let (codec, data) = (codec(name).unwrap(), normal(rows * cols));
+    let w = Matrix { rows, cols, data: &data };
+    bencher.counter(ItemsCount::new(data.len())).bench_local(|| codec.encode(Isa::get(), w, None).unwrap());
+}
+
+#[divan::bench(args = SHAPES)]
+fn decode_matrix(bencher: Bencher, &(name, rows, cols): &(&str, usize, usize)) {
+    let (codec, data) = (codec(name).unwrap(), normal(rows * cols));
+    let planes = codec.encode(Isa::get(), Matrix { rows, cols, data: &data }, None).unwrap();
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    let mut out = vec![0.0; data.len()];
+    bencher
+        .counter(ItemsCount::new(data.len()))
+        .bench_local(|| codec.decode(Isa::get(), &planes, rows, cols, 0, &mut out).unwrap());
+}
+
+/// The limit that decoding is measured against: a copy of as many floats.
+#[divan::bench(args = [2048 * 2048, 256 * 256])]
+fn copy(bencher: Bencher, n: usize) {
+    let (data, mut out) = (normal(n), vec![0.0; n]);
+    bencher
+        .counter(ItemsCount::new(n))
+        .bench_local(|| divan::black_box(&mut out).copy_from_slice(divan::black_box(&data)));
 }

@@ -53,7 +53,6 @@ use std::sync::Arc;
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 
 use self::coder::Coder;
-use self::rows::transposed;
 use self::trellis::Trellis;
 use super::{
     Codec, CodecFamily, CodecRef, ColumnCoder, ColumnPlan, Matrix, Planes, Reach, check_input, check_shape,
@@ -64,6 +63,7 @@ mod coder;
 mod column;
 mod ending;
 mod histogram;
+mod lanes;
 mod layout;
 mod rans;
 mod rate;
@@ -138,9 +138,8 @@ impl Codec for Tcq {
         let order: Vec<usize> = (0..w.cols).collect();
         let ones = vec![1.0; w.cols];
         let cost = importance.unwrap_or(&ones);
-        let columns = transposed(w);
-        let mut coder = Coder::new(isa, *self, w, &columns, self.limit(w.rows, w.cols), &order, cost);
-        coder.code_all(&columns);
+        let mut coder = Coder::new(isa, *self, w, self.limit(w.rows, w.cols), &order, cost);
+        coder.code_all();
         coder.into_planes()
     }
 
@@ -152,7 +151,7 @@ impl Codec for Tcq {
     ) -> Result<Option<Box<dyn ColumnCoder + 'a>>> {
         self.check(isa, w, Some(plan.importance))?;
         let limit = self.limit(w.rows, w.cols);
-        let coder = Coder::new(isa, *self, w, &transposed(w), limit, plan.order, plan.cost);
+        let coder = Coder::new(isa, *self, w, limit, plan.order, plan.cost);
         Ok(Some(Box::new(coder)))
     }
 

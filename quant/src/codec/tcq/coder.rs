@@ -3,17 +3,17 @@
 use moepack_format::{Error, Result};
 
 use super::Tcq;
-use super::column::{self, Buffers, LaneBuffers, Price};
+use super::column::{self, Buffers, Price, Prices};
 use super::ending::Known;
 use super::histogram::{Histogram, table_at};
+use super::lanes::{self, LANES};
 use super::layout::{
     HEADER_BYTES, ROWS_OF_STEPS, SIDE_MAX, STEP_OCTAVE, Stored, lanes, list_bits, segments, step, step_unit,
 };
 use super::rate::{self, Control};
-use super::rows::{RowClasses, log2_or};
+use super::rows::{self, RowClasses, Size, log2_or};
 use super::stream;
 use super::tables::{PER_OCTAVE, TABLE_OF_ONE, TABLES};
-use super::trellis::LANES;
 use crate::codec::{ColumnCoder, Matrix, Planes};
 use crate::isa::Isa;
 use crate::math;
@@ -38,9 +38,12 @@ const TRIALS: usize = 4;
 /// Columns at the end that are coded one by one, so that the bytes are met.
 const LAST_COLUMNS: usize = 40;
 
+/// Columns that are taken out of a matrix together: a cache line.
+const COLUMNS_TAKEN: usize = 16;
+
 /// A matrix being coded.
 pub struct Coder<'a> {
-    isa: Isa,
+    pub(super) isa: Isa,
     codec: Tcq,
     pub(super) w: Matrix<'a>,
     /// Bytes it may take.
@@ -62,31 +65,27 @@ pub struct Coder<'a> {
     slack: f64,
     /// The range of steps and classes, for the last columns.
     known: Option<Known>,
+    /// Bits that each lane of each segment takes, of a small matrix.
+    pub(super) lane_bits: Vec<f64>,
+    /// The bytes, where they are put together already.
+    pub(super) assembled: Option<Vec<u8>>,
     buffers: Buffers,
     scaled: Vec<f32>,
+    /// Sizes of the columns of `w`. `[cols]`
+    sizes: Vec<Size>,
 }
 
 impl<'a> Coder<'a> {
-    /// Begins a matrix, `columns` being its transpose, whose columns come in `order`; `cost` is that of a squared error in
-    /// each.
-    pub fn new(
-        isa: Isa,
-        codec: Tcq,
-        w: Matrix<'a>,
-        columns: &[f32],
-        limit: u64,
-        order: &[usize],
-        cost: &[f32],
-    ) -> Coder<'a> {
+    /// Begins a matrix whose columns come in `order`; `cost` is that of a squared error in each.
+    pub fn new(isa: Isa, codec: Tcq, w: Matrix<'a>, limit: u64, order: &[usize], cost: &[f32]) -> Coder<'a> {
         let half_log_cost = if w.rows < ROWS_OF_STEPS { vec![0.0; w.cols] } else { half_log2(cost) };
         let class_unit = if w.rows < 1024 { 2 } else { 1 };
-        let rows = RowClasses::of(isa, columns, w, class_unit);
-        let mut scaled = Vec::new();
-        let deviation: Vec<f64> =
-            columns.chunks_exact(w.rows).map(|x| rows.half_log_variance(isa, x, &mut scaled).0).collect();
+        let mut largest = vec![0.0; w.cols];
+        let rows = RowClasses::of(isa, w, &mut largest, class_unit);
+        let sizes = rows.sizes(isa, w, &largest);
         let mut place = vec![0; w.cols];
         order.iter().enumerate().for_each(|(i, &c)| place[c] = i);
-        let importance = order.iter().map(|&c| deviation[c] + half_log_cost[c]).collect();
+        let importance = order.iter().map(|&c| sizes[c].deviation + half_log_cost[c]).collect();
         let lanes = lanes(w.rows * w.cols);
         let stored = Stored {
             lanes_log2: lanes.trailing_zeros() as u8,
@@ -120,23 +119,27 @@ impl<'a> Coder<'a> {
             side_bits: 0.0,
             slack,
             known: None,
+            lane_bits: vec![0.0; lanes * segments(w.rows).len()],
+            assembled: None,
             buffers: Buffers::default(),
-            scaled,
+            scaled: Vec::new(),
+            sizes,
         };
-        coder.begin(columns, order, &deviation, budget);
+        coder.begin(order, budget);
         coder
     }
 
     /// Codes a few columns on trial, and chooses the scale.
-    fn begin(&mut self, columns: &[f32], order: &[usize], deviation: &[f64], budget: f64) {
+    fn begin(&mut self, order: &[usize], budget: f64) {
         let n = TRIALS.min(self.w.cols);
         let tried: Vec<usize> = (0..n).map(|i| order[(2 * i + 1) * self.w.cols / (2 * n)]).collect();
-        let importance: Vec<f64> = deviation.iter().zip(&self.half_log_cost).map(|(d, c)| d + c).collect();
+        let importance: Vec<f64> =
+            self.sizes.iter().zip(&self.half_log_cost).map(|(s, c)| s.deviation + c).collect();
         for round in 0..2 {
             let level = self.control.level;
             let u = |c: usize| (importance[c] - level).min(rate::BITS_MAX);
             let mut shifts: Vec<f64> = (0..self.w.cols)
-                .map(|c| deviation[c] - rate::octaves(u(c)))
+                .map(|c| self.sizes[c].deviation - rate::octaves(u(c)))
                 .filter(|s| s.is_finite())
                 .collect();
             shifts.sort_by(f64::total_cmp);
@@ -152,12 +155,14 @@ impl<'a> Coder<'a> {
                 break;
             }
             let mut trials = Vec::new();
-            let mut levels = vec![0; self.w.rows];
-            for &c in tried.iter().filter(|&&c| deviation[c].is_finite()) {
-                let x = &columns[c * self.w.rows..][..self.w.rows];
-                let choice =
-                    self.choose(deviation[c], u(c), numbers::max_magnitude(self.isa, x).unwrap_or(0.0));
-                self.search(x, choice, &mut levels);
+            let (mut x, mut levels) = (Vec::new(), vec![0; self.w.rows]);
+            for &c in &tried {
+                if !self.sizes[c].deviation.is_finite() {
+                    continue;
+                }
+                rows::columns(self.w, c, 1, &mut x);
+                let choice = self.choose(self.sizes[c], u(c));
+                self.search(&x, choice, &mut levels);
                 trials.push((u(c), self.fit(&levels, choice.table).1));
             }
             self.side_bits = self.side_estimate();
@@ -167,21 +172,22 @@ impl<'a> Coder<'a> {
         }
     }
 
-    /// Step and table of a column of this `log2 σ`.
-    fn choose(&self, half_log_variance: f64, u: f64, largest: f32) -> Choice {
+    /// Step and table of a column of this size.
+    fn choose(&self, size: Size, u: f64) -> Choice {
+        let Size { deviation, largest } = size;
         let unit = f64::from(self.stored.step_unit) / STEP_OCTAVE;
         let scale = math::log(f64::from(self.stored.scale)) / std::f64::consts::LN_2;
-        let wanted = half_log_variance - rate::octaves(u);
+        let wanted = deviation - rate::octaves(u);
         let least = math::log(f64::from(largest) / f64::from(column::SAMPLE_MAX)) / std::f64::consts::LN_2;
-        let value = if half_log_variance.is_finite() { ((wanted - scale) / unit).round() } else { 0.0 };
+        let value = if deviation.is_finite() { ((wanted - scale) / unit).round() } else { 0.0 };
         // A value far from the others makes all of them dearer; `shrink` then does what the step may not.
         let value =
             self.known.as_ref().map_or(value, |k| value.clamp(f64::from(k.steps.0), f64::from(k.steps.1)));
         let value = value.max(((least.max(STEP_LOG2_MIN) - scale) / unit).ceil());
         let value = value.clamp(f64::from(-SIDE_MAX), f64::from(SIDE_MAX)) as i8;
         let step = step(self.stored.scale, self.stored.step_unit, value);
-        let octaves = if half_log_variance.is_finite() {
-            half_log_variance - math::log(f64::from(step)) / std::f64::consts::LN_2
+        let octaves = if deviation.is_finite() {
+            deviation - math::log(f64::from(step)) / std::f64::consts::LN_2
         } else {
             -2.0
         };
@@ -214,8 +220,7 @@ impl<'a> Coder<'a> {
                 self.isa,
                 self.codec.trellis,
                 x,
-                &prices,
-                of_row,
+                (&prices, of_row),
                 &mut levels[rows],
                 &mut self.buffers,
             );
@@ -224,7 +229,7 @@ impl<'a> Coder<'a> {
 
     /// The class near `table` that codes the levels in the fewest bits, and how many.
     pub(super) fn fit(&self, levels: &[i16], table: i32) -> (i32, f64) {
-        let histogram = Histogram::of(levels, &self.rows);
+        let histogram = Histogram::of(levels, &self.rows, 0..levels.len());
         let unit = i32::from(self.stored.class_unit);
         // Classes are multiples of the unit from the base, which is even.
         let near = |i: i32| (table.div_euclid(unit) + i) * unit;
@@ -232,7 +237,7 @@ impl<'a> Coder<'a> {
         let mut try_class = |i: i32| {
             let class = near(i).clamp(0, TABLES as i32 - 1) / unit * unit;
             let class = self.known.as_ref().map_or(class, |k| class.clamp(k.classes.0, k.classes.1));
-            let bits = histogram.bits(class, &self.rows.distinct);
+            let bits = histogram.bits(self.isa, class, &self.rows.distinct);
             let better = bits < best.1;
             if better {
                 best = (class, bits);
@@ -254,9 +259,9 @@ impl<'a> Coder<'a> {
 
     /// Codes a column whose place in the order is next.
     fn column(&mut self, column: usize, x: &[f32]) {
-        let (deviation, largest) = self.rows.half_log_variance(self.isa, x, &mut self.scaled);
-        let u = self.control.u(deviation + self.half_log_cost[column]);
-        let choice = self.choose(deviation, u, largest);
+        let size = self.rows.size(self.isa, x, &mut self.scaled);
+        let u = self.control.u(size.deviation + self.half_log_cost[column]);
+        let choice = self.choose(size, u);
         let mut levels = std::mem::take(&mut self.levels);
         let own = &mut levels[column * self.w.rows..][..self.w.rows];
         self.search(x, choice, own);
@@ -282,6 +287,9 @@ impl<'a> Coder<'a> {
         self.stored.classes[column] = class as i8;
         self.coded[column] = true;
         self.n_coded += 1;
+        if self.is_small() {
+            self.tally(column, levels, 1.0);
+        }
         self.control.took(u, bits);
         if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS
         {
@@ -325,24 +333,29 @@ impl<'a> Coder<'a> {
     pub(super) fn in_units(&self, tables: &[i8]) -> (u8, Vec<i8>) {
         let unit = i32::from(self.stored.class_unit);
         let mut sorted = tables.to_vec();
-        sorted.sort_unstable();
-        let base = sorted.get(sorted.len() / 2).copied().unwrap_or(0);
+        let middle = sorted.len() / 2;
+        let base = if sorted.is_empty() { 0 } else { *sorted.select_nth_unstable(middle).1 };
         let value = |&t: &i8| ((i32::from(t) - i32::from(base)) / unit) as i8;
         (base as u8, tables.iter().map(value).collect())
     }
 
-    /// The bytes; columns that were not coded yet are zeros of the commonest class.
-    pub(super) fn assemble(&self) -> Result<Vec<u8>> {
+    /// What is stored; columns that were not coded yet are of the commonest class.
+    pub(super) fn stored_so_far(&self) -> Stored {
         let base = self.in_units(&self.coded_classes()).0;
         let known = self.stored.classes.iter().zip(&self.coded);
         let classes: Vec<i8> = known.map(|(&class, &coded)| if coded { class } else { base as i8 }).collect();
         let (class_base, classes) = self.in_units(&classes);
-        let stored = Stored { class_base, classes, ..self.stored.clone() };
+        Stored { class_base, classes, ..self.stored.clone() }
+    }
+
+    /// The bytes.
+    pub(super) fn assemble(&self) -> Result<Vec<u8>> {
+        let stored = self.stored_so_far();
         let side = stored.side()?;
         let mut exceptions = Vec::new();
         let mut streams = Vec::new();
         for rows in segments(self.w.rows) {
-            let (bytes, more) = stream::encode(&side, &self.levels, self.w.rows, rows);
+            let (bytes, more) = stream::encode(self.isa, &side, &self.levels, self.w.rows, rows);
             streams.push(bytes);
             exceptions.extend(more);
         }
@@ -350,40 +363,42 @@ impl<'a> Coder<'a> {
         Ok(stored.assemble(&exceptions, &streams))
     }
 
-    /// Everything that is left, in ascending order and without feedback: the columns of `w` themselves.
-    pub fn code_all(&mut self, columns: &[f32]) {
+    /// All columns of `w`, in ascending order and without feedback.
+    pub fn code_all(&mut self) {
         let mut first = 0;
         if self.codec.trellis.states == 8 {
-            let mut buffers = LaneBuffers::default();
+            let mut buffers = lanes::Buffers::default();
             while self.w.cols - first >= LANES + LAST_COLUMNS {
-                self.lanes(columns, first, &mut buffers);
+                self.lanes(first, &mut buffers);
                 first += LANES;
             }
         }
-        for (c, x) in columns.chunks_exact(self.w.rows).enumerate().skip(first) {
-            self.column(c, x);
+        let mut x = Vec::new();
+        for first in (first..self.w.cols).step_by(COLUMNS_TAKEN) {
+            rows::columns(self.w, first, COLUMNS_TAKEN, &mut x);
+            for (c, x) in (first..).zip(x.chunks_exact(self.w.rows)) {
+                self.column(c, x);
+            }
         }
     }
 
     /// [`LANES`] columns side by side.
-    fn lanes(&mut self, columns: &[f32], first: usize, buffers: &mut LaneBuffers) {
+    fn lanes(&mut self, first: usize, buffers: &mut lanes::Buffers) {
         let (n, cols) = (self.w.rows, self.w.cols);
         let mut chosen = Vec::with_capacity(LANES);
-        let mut prices = vec![[Price::default(); LANES]; self.rows.distinct.len()];
-        for (l, x) in columns.chunks_exact(n).skip(first).take(LANES).enumerate() {
-            let (deviation, largest) = self.rows.half_log_variance(self.isa, x, &mut self.scaled);
-            let u = self.control.u(deviation + self.half_log_cost[first + l]);
-            let choice = self.choose(deviation, u, largest);
-            for (prices, price) in prices.iter_mut().zip(self.prices(choice)) {
-                prices[l] = price;
-            }
+        let mut prices = vec![Prices::default(); self.rows.distinct.len()];
+        for l in 0..LANES {
+            let size = self.sizes[first + l];
+            let u = self.control.u(size.deviation + self.half_log_cost[first + l]);
+            let choice = self.choose(size, u);
+            prices.iter_mut().zip(self.prices(choice)).for_each(|(prices, price)| prices.set(l, price));
             chosen.push((choice, u));
         }
         let mut levels = std::mem::take(&mut self.levels);
         let own = &mut levels[first * n..(first + LANES) * n];
         for rows in segments(n) {
             let (x, of_row) = (&self.w.data[rows.start * cols + first..], &self.rows.of_row[rows.clone()]);
-            column::code_lanes(self.isa, x, cols, &prices, of_row, (&mut own[rows.start..], n), buffers);
+            lanes::code(self.isa, (x, cols), &prices, of_row, (&mut own[rows.start..], n), buffers);
         }
         for (l, (choice, u)) in chosen.into_iter().enumerate() {
             self.note(first + l, choice, u, &mut own[l * n..(l + 1) * n]);
@@ -400,7 +415,10 @@ impl<'a> Coder<'a> {
         if let Some(missing) = self.coded.iter().position(|c| !c) {
             return Err(Error::bad_data(format!("column {missing} was not coded")));
         }
-        let mut bytes = self.assemble()?;
+        let mut bytes = match self.assembled.take() {
+            Some(bytes) => bytes,
+            None => self.assemble()?,
+        };
         // Hardly ever, since `note` watches the bits: the last columns, which matter least, give way.
         let mut order: Vec<usize> = (0..self.w.cols).collect();
         order.sort_by_key(|&c| std::cmp::Reverse(self.place[c]));

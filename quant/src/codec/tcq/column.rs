@@ -12,7 +12,7 @@
 //! squared step, so every instruction set decides alike.
 
 use super::tables::Table;
-use super::trellis::{LANES, LaneMetrics, LaneScratch, Metrics, Scratch, Trellis, search_lanes};
+use super::trellis::{Metrics, Scratch, Trellis};
 use crate::isa::Isa;
 use crate::per_isa;
 
@@ -21,19 +21,22 @@ const ONE: i32 = 32;
 /// The largest sample, in steps: levels fit 16 bits.
 pub const SAMPLE_MAX: f32 = 32_000.0;
 /// Fractions of a weight.
-const WEIGHT_ONE: f64 = 1024.0;
+const WEIGHT_ONE: f64 = 8192.0;
 /// Adding it rounds a float to an integer, to even, whose low bits then stand in the float's.
 const MAGIC: f32 = 12_582_912.0;
+
+/// Samples that are prepared at a time.
+pub const BLOCK: usize = 32;
 
 /// How samples of one table are prepared.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Price {
     /// Samples are multiplied by it: one over the step and over `1 + λκ`, times [`ONE`].
     factor: f32,
-    /// Of a squared distance, in 1/1024.
-    weight: i32,
+    /// Of a squared distance, in 1/8192.
+    weight: u16,
     /// What even and odd numbers cost beside it.
-    parity: [i32; 2],
+    parity: [u16; 2],
 }
 
 impl Price {
@@ -44,54 +47,129 @@ impl Price {
         let odd = odd.clamp(-4000.0, 4000.0) as i32;
         Price {
             factor: (f64::from(ONE) / (f64::from(step) * (1.0 + shrink))) as f32,
-            weight: ((1.0 + shrink) * WEIGHT_ONE) as i32,
-            parity: [(-odd).max(0), odd.max(0)],
+            weight: ((1.0 + shrink) * WEIGHT_ONE) as u16,
+            parity: [(-odd).max(0) as u16, odd.max(0) as u16],
         }
     }
 }
 
+/// A price for each sample of a block.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prices {
+    factor: [f32; BLOCK],
+    weight: [u16; BLOCK],
+    even: [u16; BLOCK],
+    odd: [u16; BLOCK],
+}
+
+impl Prices {
+    /// Sets that of a sample.
+    #[inline(always)]
+    pub fn set(&mut self, i: usize, price: Price) {
+        (self.factor[i], self.weight[i]) = (price.factor, price.weight);
+        [self.even[i], self.odd[i]] = price.parity;
+    }
+}
+
+/// Samples of a block: each a number and what lies above it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Samples {
+    /// Multiples of four.
+    base: [i16; BLOCK],
+    /// What lies above, 0 … 127 thirty-seconds of a step.
+    above: [u16; BLOCK],
+}
+
 /// Codes one column. `prices` has one entry for each row class, `row_price` says which each row has. `levels` becomes
 /// what is coded.
-#[allow(clippy::too_many_arguments, reason = "a kernel's operands are its signature")]
 pub fn code(
     isa: Isa,
     trellis: Trellis,
     x: &[f32],
-    prices: &[Price],
-    row_price: &[u8],
+    (prices, row_price): (&[Price], &[u8]),
     levels: &mut [i16],
     buffers: &mut Buffers,
 ) {
-    let n = x.len();
-    buffers.samples.resize(n, 0);
-    buffers.metrics.resize(n, [0; 4]);
-    buffers.subsets.resize(n, 0);
+    let blocks = x.len().div_ceil(BLOCK);
+    buffers.samples.resize(blocks, Samples::default());
+    buffers.metrics.resize(blocks * BLOCK, [0; 4]);
+    buffers.subsets.resize(blocks * BLOCK, 0);
     prepare(isa, x, prices, row_price, &mut buffers.samples, &mut buffers.metrics);
-    trellis.search(isa, &buffers.metrics, &mut buffers.subsets, &mut buffers.scratch);
+    let (metrics, subsets) = (&buffers.metrics[..x.len()], &mut buffers.subsets[..x.len()]);
+    trellis.search(isa, metrics, subsets, &mut buffers.scratch);
     nearest(isa, &buffers.samples, &buffers.subsets, levels);
 }
 
 /// Buffers kept from column to column.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    samples: Vec<i32>,
+    samples: Vec<Samples>,
     metrics: Vec<Metrics>,
     subsets: Vec<u8>,
     scratch: Scratch,
 }
 
-per_isa! { fn prepare(x: &[f32], prices: &[Price], row_price: &[u8], samples: &mut [i32], metrics: &mut [Metrics]) = prepare_body; }
-per_isa! { fn nearest(samples: &[i32], subsets: &[u8], levels: &mut [i16]) = nearest_body; }
+per_isa! { fn prepare(x: &[f32], prices: &[Price], row_price: &[u8], samples: &mut [Samples], metrics: &mut [Metrics]) = prepare_body; }
+per_isa! { fn nearest(samples: &[Samples], subsets: &[u8], levels: &mut [i16]) = nearest_body; }
 
 #[inline(always)]
-fn prepare_body(x: &[f32], prices: &[Price], row_price: &[u8], samples: &mut [i32], metrics: &mut [Metrics]) {
-    let rows = x.iter().zip(row_price).zip(samples.iter_mut().zip(metrics.iter_mut()));
-    for ((&x, &p), (sample, metrics)) in rows {
-        let price = &prices[usize::from(p)];
-        *sample = fixed(x, price.factor);
-        *metrics = costs(*sample, price);
+fn prepare_body(
+    x: &[f32],
+    prices: &[Price],
+    row_price: &[u8],
+    samples: &mut [Samples],
+    metrics: &mut [Metrics],
+) {
+    let mut own = Prices::default();
+    if let [price] = prices {
+        (0..BLOCK).for_each(|i| own.set(i, *price));
+    }
+    let blocks = x.chunks(BLOCK).zip(row_price.chunks(BLOCK));
+    for ((x, classes), (samples, metrics)) in
+        blocks.zip(samples.iter_mut().zip(metrics.chunks_exact_mut(BLOCK)))
+    {
+        let mut block = [0.0; BLOCK];
+        block.iter_mut().zip(x).for_each(|(to, x)| *to = *x);
+        if prices.len() > 1 {
+            classes.iter().enumerate().for_each(|(i, &p)| own.set(i, prices[usize::from(p)]));
+        }
+        let mut costs = [[0; BLOCK]; 4];
+        prepare_block(&block, &own, samples, &mut costs);
+        for (i, metrics) in metrics.iter_mut().enumerate() {
+            *metrics = [costs[0][i], costs[1][i], costs[2][i], costs[3][i]];
+        }
     }
 }
+
+/// What the nearest number of each subset costs each sample, the cheapest being 0.
+#[inline(always)]
+pub fn prepare_block(
+    x: &[f32; BLOCK],
+    prices: &Prices,
+    samples: &mut Samples,
+    metrics: &mut [[u16; BLOCK]; 4],
+) {
+    for (i, &x) in x.iter().enumerate() {
+        let sample = fixed(x, prices.factor[i]);
+        samples.above[i] = (sample & (4 * ONE - 1)) as u16;
+        samples.base[i] = (sample >> 7 << 2) as i16;
+    }
+    for i in 0..BLOCK {
+        let cost = |k: u16| {
+            let off = off(samples.above[i], k);
+            let square = (off * off) as u16;
+            ((u32::from(square << 3) * u32::from(prices.weight[i])) >> 16) as u16
+        };
+        let (even, odd) = (prices.even[i], prices.odd[i]);
+        let all = [cost(0) + even, cost(1) + odd, cost(2) + even, cost(3) + odd];
+        let least = all[0].min(all[1]).min(all[2].min(all[3]));
+        for (metrics, cost) in metrics.iter_mut().zip(all) {
+            metrics[i] = cost - least;
+        }
+    }
+}
+
+const _: () = assert!(ONE == 32 && WEIGHT_ONE == 8192.0);
 
 /// A sample in 1/32 step.
 #[inline(always)]
@@ -104,110 +182,28 @@ fn fixed(x: f32, factor: f32) -> i32 {
     (v + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32
 }
 
-/// What the nearest number of each subset costs, the cheapest being 0.
+/// How far a sample is from the nearest number of subset `k`, in 1/32 step: -64 … 63.
 #[inline(always)]
-fn costs(sample: i32, price: &Price) -> Metrics {
-    let cost = |k: i32| {
-        let r = off(sample, k);
-        ((r * r * price.weight) >> 10) + price.parity[(k & 1) as usize]
-    };
-    let all = [cost(0), cost(1), cost(2), cost(3)];
-    let least = all[0].min(all[1]).min(all[2].min(all[3]));
-    all.map(|c| (c - least).min(i32::from(u16::MAX)) as u16)
+fn off(above: u16, k: u16) -> i16 {
+    (above.wrapping_sub(32 * k).wrapping_add(64) & 127) as i16 - 64
 }
 
-/// How far a sample is from the nearest number of subset `k`, in 1/32 step.
+/// The nearest number of each sample's subset.
 #[inline(always)]
-fn off(sample: i32, k: i32) -> i32 {
-    ((sample - ONE * k + 2 * ONE) & (4 * ONE - 1)) - 2 * ONE
-}
-
-#[inline(always)]
-fn nearest_body(samples: &[i32], subsets: &[u8], levels: &mut [i16]) {
-    for ((&sample, &k), level) in samples.iter().zip(subsets).zip(levels) {
-        *level = ((sample - off(sample, i32::from(k))) / ONE) as i16;
-    }
-}
-
-/// Codes [`LANES`] columns of the 8-state trellis at once. `x` is `[rows]` of which `LANES` values from `first` on are the
-/// columns'; `prices` is `[row classes][LANES]`; `levels` is `[LANES]` columns at so many values from each other.
-#[allow(clippy::too_many_arguments, reason = "a kernel's operands are its signature")]
-pub fn code_lanes(
-    isa: Isa,
-    x: &[f32],
-    stride: usize,
-    prices: &[[Price; LANES]],
-    row_price: &[u8],
-    (levels, distance): (&mut [i16], usize),
-    buffers: &mut LaneBuffers,
-) {
-    let n = row_price.len();
-    buffers.samples.resize(n, [0; LANES]);
-    buffers.metrics.resize(n, [[0; LANES]; 4]);
-    buffers.subsets.resize(n, [0; LANES]);
-    prepare_lanes(isa, x, stride, prices, row_price, &mut buffers.samples, &mut buffers.metrics);
-    search_lanes(isa, &buffers.metrics, &mut buffers.subsets, &mut buffers.scratch);
-    nearest_lanes(isa, &buffers.samples, &buffers.subsets, levels, distance);
-}
-
-/// Buffers kept from group to group.
-#[derive(Debug, Default)]
-pub struct LaneBuffers {
-    samples: Vec<[i32; LANES]>,
-    metrics: Vec<LaneMetrics>,
-    subsets: Vec<[u8; LANES]>,
-    scratch: LaneScratch,
-}
-
-per_isa! {
-    fn prepare_lanes(
-        x: &[f32], stride: usize, prices: &[[Price; LANES]], row_price: &[u8], samples: &mut [[i32; LANES]], metrics: &mut [LaneMetrics],
-    ) = prepare_lanes_body;
-}
-per_isa! { fn nearest_lanes(samples: &[[i32; LANES]], subsets: &[[u8; LANES]], levels: &mut [i16], distance: usize) = nearest_lanes_body; }
-
-#[inline(always)]
-fn prepare_lanes_body(
-    x: &[f32],
-    stride: usize,
-    prices: &[[Price; LANES]],
-    row_price: &[u8],
-    samples: &mut [[i32; LANES]],
-    metrics: &mut [LaneMetrics],
-) {
-    let rows = row_price.iter().zip(samples.iter_mut().zip(metrics.iter_mut()));
-    for (row, (&p, (samples, metrics))) in rows.enumerate() {
-        let prices = &prices[usize::from(p)];
-        let x: &[f32; LANES] = x[row * stride..].first_chunk().unwrap_or(&[0.0; LANES]);
-        for l in 0..LANES {
-            samples[l] = fixed(x[l], prices[l].factor);
-            let costs = costs(samples[l], &prices[l]);
-            for k in 0..4 {
-                metrics[k][l] = costs[k];
-            }
-        }
+pub fn nearest_block(samples: &Samples, subsets: &[u8; BLOCK], levels: &mut [i16; BLOCK]) {
+    for i in 0..BLOCK {
+        let above = samples.above[i] as i16;
+        levels[i] = samples.base[i] + ((above - off(samples.above[i], subsets[i].into())) >> 5);
     }
 }
 
 #[inline(always)]
-fn nearest_lanes_body(
-    samples: &[[i32; LANES]],
-    subsets: &[[u8; LANES]],
-    levels: &mut [i16],
-    distance: usize,
-) {
-    /// Rows turned at a time.
-    const ROWS: usize = 32;
-    for (block, (samples, subsets)) in samples.chunks(ROWS).zip(subsets.chunks(ROWS)).enumerate() {
-        let mut turned = [[0i16; LANES]; ROWS];
-        for (turned, (samples, subsets)) in turned.iter_mut().zip(samples.iter().zip(subsets)) {
-            for l in 0..LANES {
-                turned[l] = ((samples[l] - off(samples[l], i32::from(subsets[l]))) / ONE) as i16;
-            }
-        }
-        for l in 0..LANES {
-            let column = &mut levels[l * distance + block * ROWS..][..samples.len()];
-            column.iter_mut().zip(&turned).for_each(|(level, row)| *level = row[l]);
-        }
+fn nearest_body(samples: &[Samples], subsets: &[u8], levels: &mut [i16]) {
+    for ((samples, subsets), levels) in
+        samples.iter().zip(subsets.as_chunks().0).zip(levels.chunks_mut(BLOCK))
+    {
+        let mut block = [0; BLOCK];
+        nearest_block(samples, subsets, &mut block);
+        levels.iter_mut().zip(block).for_each(|(to, level)| *to = level);
     }
 }

@@ -1,10 +1,10 @@
-//! The end of a small matrix, where a byte is a share of the whole: what is coded so far is measured, not reckoned.
+//! The end of a small matrix, where a byte is a share of the whole: what is coded so far is counted to the word.
 
 use super::coder::{Choice, Coder};
 use super::histogram::Histogram;
-use super::layout::Stored;
+use super::layout::{Stored, segments};
 
-/// Columns at the end of a small matrix whose bytes are measured, not reckoned.
+/// Columns at the end of a small matrix after each of which its bytes are counted.
 const MEASURED_COLUMNS: usize = 6;
 /// Weights of a small matrix.
 const MEASURED_WEIGHTS: usize = 1 << 19;
@@ -44,12 +44,16 @@ impl Known {
 impl Coder<'_> {
     /// Whether the column that was coded last is one of the last of a small matrix.
     pub(super) fn is_measured(&self) -> bool {
-        self.n_left() < MEASURED_COLUMNS && self.w.data.len() <= MEASURED_WEIGHTS
+        self.n_left() < MEASURED_COLUMNS && self.is_small()
     }
 
-    /// Encodes what there is, so that the columns that are left know to the byte what they may take. The column that was
-    /// coded last, for `choice` and in `own` bits, gets coarser if not even zeros would fit behind it; the last of all gets
-    /// finer until the bytes are filled.
+    /// Whether a byte is a share of the matrix that counts.
+    pub(super) fn is_small(&self) -> bool {
+        self.w.data.len() <= MEASURED_WEIGHTS
+    }
+
+    /// Sees to it that the columns that are left can take what is left. The one that was coded last, for `choice` and in `own`
+    /// bits, gets coarser if not even zeros would fit behind it; the last of all gets finer until the bytes are filled.
     pub(super) fn measure(&mut self, column: usize, x: &[f32], choice: Choice, own: f64) {
         let (limit, zeros) = (self.limit as f64 * 8.0, self.zero_bits());
         let room = limit - self.n_left() as f64 * zeros;
@@ -71,8 +75,23 @@ impl Coder<'_> {
         while ending.bits() <= limit && ending.choice.octaves < fits + TRY * RETRIES as f64 {
             ending.retry(self, x, TRY);
         }
-        while ending.choice.octaves > fits + TRY / 2.0 && self.bits_so_far(zeros) > limit {
+        while ending.choice.octaves > fits + TRY / 2.0 {
+            ending.measure(self, zeros);
+            if ending.measured <= limit {
+                break;
+            }
+            while ending.bits() > limit && ending.choice.octaves > fits + TRY / 2.0 {
+                ending.retry(self, x, -TRY);
+            }
+        }
+        self.assembled = self.assemble().ok();
+        // A word more than was reckoned, once in a while.
+        for _ in 0..RETRIES {
+            if self.assembled.as_ref().is_none_or(|bytes| bytes.len() as u64 <= self.limit) {
+                break;
+            }
             ending.retry(self, x, -TRY);
+            self.assembled = self.assemble().ok();
         }
     }
 
@@ -91,14 +110,27 @@ impl Coder<'_> {
 
     /// Bits of a column of zeros of the commonest class.
     fn zero_bits(&self) -> f64 {
-        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows);
-        zeros.bits(self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
+        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows, 0..self.w.rows);
+        zeros.bits(self.isa, self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
     }
 
-    /// Bits of the matrix if the columns that are left took none instead of `zeros`.
+    /// Bits of the matrix if the columns that are left took none instead of `zeros`. A lane leaves a word for every 16 bits that
+    /// it takes, so what its columns take tells its words.
     fn bits_so_far(&self, zeros: f64) -> f64 {
-        let bytes = self.assemble().map_or(usize::MAX, |bytes| bytes.len());
-        bytes as f64 * 8.0 - self.n_left() as f64 * zeros
+        let side = self.stored_so_far().assemble(&[], &[]).len() + 4 * segments(self.w.rows).len();
+        let words: f64 = self.lane_bits.iter().map(|bits| 32.0 + 16.0 * (bits / 16.0).floor()).sum();
+        8.0 * side as f64 + words - self.n_left() as f64 * zeros
+    }
+
+    /// Adds the bits of a column to those of its lane, or takes them away again.
+    pub(super) fn tally(&mut self, column: usize, levels: &[i16], sign: f64) {
+        let lanes = 1 << self.stored.lanes_log2;
+        let class = self.stored.classes[column].into();
+        for (i, rows) in segments(self.w.rows).enumerate() {
+            let histogram = Histogram::of(&levels[rows.clone()], &self.rows, rows);
+            let bits = histogram.bits(self.isa, class, &self.rows.distinct);
+            self.lane_bits[i * lanes + column % lanes] += sign * bits;
+        }
     }
 }
 
@@ -128,9 +160,11 @@ impl Ending {
         self.choice.octaves += octaves;
         let mut levels = std::mem::take(&mut coder.levels);
         let own = &mut levels[self.column * coder.w.rows..][..coder.w.rows];
+        coder.tally(self.column, own, -1.0);
         coder.search(x, self.choice, own);
         let (class, bits) = coder.fit(own, self.choice.table);
         (coder.stored.classes[self.column], self.own) = (class as i8, bits);
+        coder.tally(self.column, own, 1.0);
         coder.levels = levels;
     }
 }

@@ -87,12 +87,10 @@ impl Stored {
     pub fn assemble(&self, exceptions: &[(usize, i32)], streams: &[Vec<u8>]) -> Vec<u8> {
         let lists = [&self.steps, &self.classes, &self.rows];
         let chosen = lists.map(|list| best_table(list));
-        let mut encoder = Encoder::new(1);
+        let mut encoder = Encoder::new();
         for (list, q) in lists.iter().zip(chosen).rev() {
             let symbols = &tables::symbols()[usize::from(q) * 2 * SYMBOLS..];
-            list.iter()
-                .rev()
-                .for_each(|&v| encoder.put(0, &symbols[(i32::from(v) + SYMBOL_OF_ZERO) as usize]));
+            list.iter().rev().for_each(|&v| encoder.put(symbols[(i32::from(v) + SYMBOL_OF_ZERO) as usize]));
         }
         let side = encoder.finish();
         let exceptions = exception_bytes(exceptions);

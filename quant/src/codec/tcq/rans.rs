@@ -21,37 +21,32 @@ pub const START: u32 = 1 << 16;
 /// Most lanes.
 pub const LANES_MAX: usize = 64;
 
-/// The states of an encoder, and the words so far, last one first.
+/// An encoder of one lane, for side information: its state, and the words so far, last one first.
 #[derive(Debug)]
 pub struct Encoder {
-    lanes: usize,
-    states: [u32; LANES_MAX],
+    state: u32,
     words: Vec<u16>,
 }
 
 impl Encoder {
-    /// With so many lanes, at most [`LANES_MAX`].
-    pub fn new(lanes: usize) -> Encoder {
-        Encoder { lanes, states: [START; LANES_MAX], words: Vec::new() }
+    /// With nothing in it.
+    pub fn new() -> Encoder {
+        Encoder { state: START, words: Vec::new() }
     }
 
     /// Encodes a symbol that is there. Symbols come in the reverse order of decoding.
-    #[inline(always)]
-    pub fn put(&mut self, lane: usize, symbol: &Symbol) {
-        let mut x = self.states[lane];
-        if x >= symbol.freq << (32 - PROB_BITS) {
-            self.words.push(x as u16);
-            x >>= 16;
+    pub fn put(&mut self, symbol: Symbol) {
+        if self.state >> (32 - PROB_BITS) >= u32::from(symbol.freq) {
+            self.words.push(self.state as u16);
+            self.state >>= 16;
         }
-        let quotient = (u64::from(x).wrapping_mul(symbol.reciprocal) >> 44) as u32;
-        let rest = x.wrapping_sub(quotient.wrapping_mul(symbol.freq));
-        self.states[lane] = quotient << PROB_BITS | (rest + symbol.start);
+        self.state = symbol.state_after(self.state);
     }
 
-    /// The states, then the words in the order of decoding, little-endian.
+    /// The state, then the words in the order of decoding, little-endian.
     pub fn finish(self) -> Vec<u8> {
-        let states = self.states.iter().take(self.lanes).flat_map(|s| s.to_le_bytes());
-        states.chain(self.words.iter().rev().flat_map(|w| w.to_le_bytes())).collect()
+        let state = self.state.to_le_bytes();
+        state.into_iter().chain(self.words.iter().rev().flat_map(|w| w.to_le_bytes())).collect()
     }
 }
 

@@ -95,30 +95,47 @@ pub fn slots() -> &'static [u32] {
 
 /// What an encoder needs of a symbol.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 pub struct Symbol {
-    /// `2^44 / freq`, rounded up: multiplied by a state below `freq · 2^20` it gives the quotient in the bits from 44 on,
-    /// exactly, since what it is too large by is less than `2^44` in all.
-    pub reciprocal: u64,
+    /// `2^32 / freq`, rounded down, and below `2^32`: the upper half of its product with a state is the quotient of the state by
+    /// `freq`, or one less.
+    reciprocal: u32,
     /// Frequency; 0 if there is no such symbol.
-    pub freq: u32,
+    pub freq: u16,
     /// First slot.
-    pub start: u32,
+    start: u16,
 }
 
 impl Symbol {
-    /// No symbol.
-    pub const NONE: Symbol = Symbol { reciprocal: 0, freq: 0, start: 0 };
+    fn new(freq: u16, start: u16) -> Symbol {
+        let reciprocal = (1u64 << 32) / u64::from(freq.max(1));
+        Symbol { reciprocal: reciprocal.min(u32::MAX.into()) as u32, freq, start }
+    }
+
+    /// The state of an encoder that had state `x`, below `freq · 2^20`, after this symbol.
+    #[inline(always)]
+    pub fn state_after(self, x: u32) -> u32 {
+        let freq = u32::from(self.freq);
+        let mut quotient = ((u64::from(x) * u64::from(self.reciprocal)) >> 32) as u32;
+        let mut rest = x.wrapping_sub(quotient.wrapping_mul(freq));
+        if rest >= freq {
+            (quotient, rest) = (quotient + 1, rest - freq);
+        }
+        (quotient << PROB_BITS) + rest + u32::from(self.start)
+    }
+
+    /// The reciprocal; frequency and start as one word.
+    #[cfg(target_arch = "x86_64")]
+    pub fn words(self) -> (u32, u32) {
+        (self.reciprocal, u32::from(self.freq) | u32::from(self.start) << 16)
+    }
 }
 
 /// For each table, parity and symbol what an encoder needs. `[TABLES][2][SYMBOLS]`
 pub fn symbols() -> &'static [Symbol] {
     static SYMBOLS_ONCE: OnceLock<Vec<Symbol>> = OnceLock::new();
     SYMBOLS_ONCE.get_or_init(|| {
-        let symbol = |(&freq, &start): (&u16, &u16)| Symbol {
-            reciprocal: (1u64 << 44).div_ceil(u64::from(freq.max(1))),
-            freq: freq.into(),
-            start: start.into(),
-        };
+        let symbol = |(&freq, &start): (&u16, &u16)| Symbol::new(freq, start);
         let parities = tables().iter().flat_map(|t| &t.parity);
         parities.flat_map(|p| p.freq.iter().zip(&p.start).map(symbol)).collect()
     })
@@ -252,6 +269,19 @@ mod tests {
                 assert!((mass - 1.0).abs() < 1e-3, "table {q}: mass {mass}");
                 let bound = if table.width > 20.0 { 0.035 } else { 0.006 };
                 assert!(mean - ideal < bound, "table {q} of parity {odd}: {mean:.4} instead of {ideal:.4}");
+            }
+        }
+    }
+
+    #[test]
+    fn quotients_are_exact() {
+        for freq in [1, 2, 3, 5, 7, 1000, 2047, 2048, 4093, 4094] {
+            let symbol = Symbol::new(freq, 2);
+            let freq = u32::from(freq);
+            let most = (u64::from(freq) << 20) - 1;
+            let near = (0..4096u64).map(|k| most.saturating_sub(k * 104_729 * k));
+            for x in near.chain(0..5000).filter_map(|x| u32::try_from(x.min(most)).ok()) {
+                assert_eq!(symbol.state_after(x), ((x / freq) << 12) + x % freq + 2, "{x} by {freq}");
             }
         }
     }

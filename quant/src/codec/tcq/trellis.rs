@@ -32,9 +32,9 @@ mod avx512;
 /// Most states.
 pub const STATES_MAX: usize = 256;
 /// Costs of states that cannot be reached yet.
-const UNREACHED: u16 = u16::MAX;
+pub const UNREACHED: u16 = u16::MAX;
 /// Samples between subtractions of the smallest cost.
-const RENORMALIZE: usize = 8;
+pub const RENORMALIZE: usize = 8;
 
 /// A trellis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Trellis {
 
     /// The same, of a number of states that is known to be one; evaluated when compiling.
     #[allow(clippy::panic, reason = "another number does not compile")]
-    const fn known(states: usize) -> Trellis {
+    pub const fn known(states: usize) -> Trellis {
         match Trellis::of(states) {
             Some(trellis) => trellis,
             None => panic!("no trellis of so many states"),
@@ -164,80 +164,6 @@ fn cheapest(cost: &[u16]) -> u16 {
     cost.iter().position(|c| Some(c) == least).unwrap_or(0) as u16
 }
 
-/// Paths of the 8-state trellis that are searched side by side.
-pub const LANES: usize = 32;
-
-/// Costs of a sample of each of [`LANES`] paths, subset by subset.
-pub type LaneMetrics = [[u16; LANES]; 4];
-
-/// The 8-state search of [`LANES`] paths at once, where columns do not depend on each other. `subsets` is
-/// `[samples][LANES]`.
-pub fn search_lanes(
-    isa: Isa,
-    metrics: &[LaneMetrics],
-    subsets: &mut [[u8; LANES]],
-    scratch: &mut LaneScratch,
-) {
-    scratch.decisions.resize(metrics.len(), [0; 8]);
-    search_lanes_of(isa, metrics, subsets, &mut scratch.decisions);
-}
-
-/// Buffers that a search of [`LANES`] paths keeps for the next.
-#[derive(Debug, Default)]
-pub struct LaneScratch {
-    decisions: Vec<[u32; 8]>,
-}
-
-per_isa! {
-    fn search_lanes_of(metrics: &[LaneMetrics], subsets: &mut [[u8; LANES]], decisions: &mut [[u32; 8]]) = search_lanes_body;
-}
-
-const EIGHT: Trellis = Trellis::known(8);
-
-#[inline(always)]
-fn search_lanes_body(metrics: &[LaneMetrics], subsets: &mut [[u8; LANES]], decisions: &mut [[u32; 8]]) {
-    let mut cost = [[UNREACHED; LANES]; 8];
-    cost[0] = [0; LANES];
-    let (h0, h1) = (usize::from(EIGHT.h0), usize::from(EIGHT.h1));
-    for (i, (m, bits)) in metrics.iter().zip(decisions.iter_mut()).enumerate() {
-        let mut new = [[0; LANES]; 8];
-        for d in 0..8 {
-            let z0 = d / 4;
-            let u = d ^ (h0 * z0);
-            let (a, b) = (&cost[2 * u + z0], &cost[2 * (u ^ h1) + z0]);
-            let mut word = 0;
-            for l in 0..LANES {
-                let stay = a[l].saturating_add(m[z0][l]);
-                let turn = b[l].saturating_add(m[z0 + 2][l]);
-                new[d][l] = stay.min(turn);
-                word |= u32::from(turn < stay) << l;
-            }
-            bits[d] = word;
-        }
-        cost = new;
-        if i % RENORMALIZE == RENORMALIZE - 1 {
-            for l in 0..LANES {
-                let least = cost.iter().fold(u16::MAX, |a, c| a.min(c[l]));
-                cost.iter_mut().for_each(|c| c[l] -= least);
-            }
-        }
-    }
-    let mut state = [0u8; LANES];
-    for (l, state) in state.iter_mut().enumerate() {
-        *state = cheapest(&cost.map(|c| c[l])) as u8;
-    }
-    let (h0, h1) = (EIGHT.h0 as u8, EIGHT.h1 as u8);
-    for (bits, subsets) in decisions.iter().zip(subsets.iter_mut()).rev() {
-        for l in 0..LANES {
-            let z1 = (bits[usize::from(state[l] & 7)] >> l) as u8 & 1;
-            let z0 = state[l] >> 2 & 1;
-            let u = state[l] ^ (h0 & z0.wrapping_neg()) ^ (h1 & z1.wrapping_neg());
-            state[l] = 2 * u + z0;
-            subsets[l] = 2 * z1 + z0;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,22 +232,6 @@ mod tests {
                 for isa in Isa::available() {
                     assert!(path(isa) == expected, "{states} states, {n} samples, {}", isa.name());
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn lanes_find_what_single_paths_find() {
-        let paths: Vec<Vec<Metrics>> = (0..LANES as u32).map(|l| noise(77, l)).collect();
-        let metrics: Vec<LaneMetrics> =
-            (0..77).map(|i| [0, 1, 2, 3].map(|k| std::array::from_fn(|l| paths[l][i][k]))).collect();
-        for isa in Isa::available() {
-            let mut together = vec![[9; LANES]; 77];
-            search_lanes(isa, &metrics, &mut together, &mut LaneScratch::default());
-            for (l, path) in paths.iter().enumerate() {
-                let mut alone = vec![0; 77];
-                EIGHT.search(isa, path, &mut alone, &mut Scratch::default());
-                assert!(alone.iter().zip(&together).all(|(a, t)| *a == t[l]), "lane {l}, {}", isa.name());
             }
         }
     }
