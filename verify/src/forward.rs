@@ -92,6 +92,12 @@ pub trait Weights: Sync {
     /// There is no such table, or it cannot be read.
     fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>>;
 
+    /// A trunk tensor of integers of any size.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it cannot be read.
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>>;
+
     /// A routed expert, decoded.
     ///
     /// # Errors
@@ -114,6 +120,10 @@ impl Weights for Model {
 
     fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>> {
         Model::trunk_table(self, layer, role)
+    }
+
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>> {
+        Model::trunk_integers(self, layer, role)
     }
 
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {

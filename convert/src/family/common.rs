@@ -4,7 +4,7 @@ use super::Dim::{
     AttnOut, DeltaHead, DeltaHeads, DeltaKernel, DeltaValues, DenseInter, Experts, Head, Hidden, Index,
     IndexHead, IndexHeads, Kv, KvA, KvB, KvLora, One, Q, QLora, QOut, SharedInter, Values, Vocab,
 };
-use super::{Dim, ExpertLayout, Holds, Piece, Rule};
+use super::{Dim, ExpertLayout, Holds, Piece, Rule, Split};
 use crate::spec::{Part, Role};
 
 /// One line of a table.
@@ -15,6 +15,16 @@ pub const fn rule(role: Role, name: &'static str, shape: &'static [Dim]) -> Rule
 /// An expert tensor that holds one matrix `[out, in]`.
 pub const fn one(part: Part, name: &'static str) -> Piece {
     Piece { name, holds: Holds::One(part), transposed: false, flat: false, either: false }
+}
+
+/// An expert tensor that holds two matrices or biases.
+pub const fn two(a: Part, b: Part, split: Split, name: &'static str) -> Piece {
+    Piece { holds: Holds::Two(a, b, split), ..one(a, name) }
+}
+
+/// The same piece, stored `[in, out]`.
+pub const fn turned(piece: Piece) -> Piece {
+    Piece { transposed: true, ..piece }
 }
 
 /// Embedding, head and the two norms of a layer.

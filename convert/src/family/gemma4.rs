@@ -3,10 +3,10 @@
 //! Source: transformers 5.23.0 `models/gemma4`. Inputs of single layers and shared keys are those of dense siblings.
 
 use super::Dim::{Experts, Head, Hidden, One, SharedInter, Vocab};
-use super::common::{GQA, one, rule};
+use super::common::{GQA, one, rule, two};
 use super::{
-    ActivationRule, AttentionRule, ExpertLayout, Factor, Family, Fixed, GqaRule, Holds, MoeLayers, MoeRule,
-    Piece, ResidualRule, RouterRule, Rule, SharedRule, Split, Switch, WindowRule, qwen3_moe,
+    ActivationRule, AttentionRule, ExpertLayout, Factor, Family, Fixed, GqaRule, MoeLayers, MoeRule,
+    ResidualRule, RouterRule, Rule, SharedRule, Split, Switch, WindowRule, qwen3_moe,
 };
 use crate::rope::RopeRule;
 use crate::spec::{Part, QkNorm, Role};
@@ -32,11 +32,6 @@ const NAMES: &[Rule] = &[
     rule(Role::RouterInput, "router.scale", &[Hidden]),
     rule(Role::RouterExpertScale, "router.per_expert_scale", &[Experts]),
 ];
-
-const GATE_UP: Piece = Piece {
-    holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
-    ..one(Part::Gate, "experts.gate_up_proj")
-};
 
 pub const FAMILY: Family = Family {
     model_types: &["gemma4", "gemma4_text"],
@@ -66,7 +61,6 @@ pub const FAMILY: Family = Family {
     rope: RopeRule { by_layers: true, ..RopeRule::PLAIN },
     moe_layers: MoeLayers::All,
     moe: MoeRule {
-        n_experts: &["num_experts"],
         n_experts_used: &["top_k_experts"],
         activation: ActivationRule::GeluTanh,
         router: RouterRule { own_input: true, renorm: Switch::Always, ..RouterRule::SOFTMAX },
@@ -77,7 +71,10 @@ pub const FAMILY: Family = Family {
     rules: &[NAMES, GQA],
     experts: &[ExpertLayout {
         name: "stacked, gate before up",
-        pieces: &[GATE_UP, one(Part::Down, "experts.down_proj")],
+        pieces: &[
+            two(Part::Gate, Part::Up, Split::Halves, "experts.gate_up_proj"),
+            one(Part::Down, "experts.down_proj"),
+        ],
     }],
     ..qwen3_moe::FAMILY
 };

@@ -5,10 +5,10 @@
 use super::Dim::{
     DeltaBa, DeltaChannels, DeltaHead, DeltaHeads, DeltaKernel, DeltaQkvz, DeltaValues, Hidden, One,
 };
-use super::common::{DENSE, GQA, LLAMA, PER_EXPERT, QK_NORM_HEAD, ROUTER, one, rule};
+use super::common::{DENSE, GQA, LLAMA, PER_EXPERT, QK_NORM_HEAD, ROUTER, one, rule, two};
 use super::{
-    AttentionRule, DeltaRule, ExpertLayout, Family, GqaRule, Holds, MoeLayers, MoeRule, NormRule, Piece,
-    RouterRule, Rule, SharedRule, Split, Switch, qwen2_moe, qwen3_moe,
+    AttentionRule, DeltaRule, ExpertLayout, Family, GqaRule, MoeLayers, MoeRule, NormRule, RouterRule, Rule,
+    SharedRule, Split, Switch, qwen2_moe, qwen3_moe,
 };
 use crate::rope::RopeRule;
 use crate::spec::{DeltaProjections, Gate, Part, QkNorm, Role};
@@ -32,13 +32,7 @@ pub const LINEAR: &[Rule] = &[
 pub const STACKED: ExpertLayout = ExpertLayout {
     name: "stacked, gate before up",
     pieces: &[
-        Piece {
-            name: "mlp.experts.gate_up_proj",
-            holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
-            transposed: false,
-            flat: false,
-            either: false,
-        },
+        two(Part::Gate, Part::Up, Split::Halves, "mlp.experts.gate_up_proj"),
         one(Part::Down, "mlp.experts.down_proj"),
     ],
 };

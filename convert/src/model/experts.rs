@@ -28,6 +28,8 @@ pub struct StoredPart {
 
 /// One tensor of a checkpoint that holds parts of an expert.
 struct Stored<'a> {
+    /// Stored `[in, out]`.
+    transposed: bool,
     piece: &'static Piece,
     tensor: &'a SourceTensor,
     scales: Option<&'a SourceTensor>,
@@ -151,8 +153,24 @@ impl Model {
         let n = stacked.then_some(experts.n_experts as u64);
         let (rows, cols, _) = piece_dims(tensors.piece, self.spec.hidden, moe.inter);
         let codec = encoding(tensor, scales, n, (rows, cols), self.fp8_block)?.codec;
+        let transposed = self.is_transposed(experts, moe, tensors.piece, tensor);
         let (rows, cols) = (to_usize(rows)?, to_usize(cols)?);
-        Ok(Stored { piece: tensors.piece, tensor, scales, n, codec, rows, cols })
+        Ok(Stored { piece: tensors.piece, transposed, tensor, scales, n, codec, rows, cols })
+    }
+
+    /// Whether a tensor is stored `[in, out]`. A square one that may be either lies as the others of its layer do.
+    fn is_transposed(&self, experts: &LayerExperts, moe: &Moe, piece: &Piece, tensor: &SourceTensor) -> bool {
+        let (rows, cols, _) = piece_dims(piece, self.spec.hidden, moe.inter);
+        if !piece.either || rows != cols {
+            return piece.is_transposed(rows, cols, &tensor.shape);
+        }
+        let shows = |other: &PieceTensors| {
+            let (rows, cols, _) = piece_dims(other.piece, self.spec.hidden, moe.inter);
+            let tensor = other.tensors.first().and_then(|&i| self.checkpoint.tensors().get(i as usize))?;
+            let is_clear = other.piece.either && rows != cols;
+            is_clear.then(|| other.piece.is_transposed(rows, cols, &tensor.shape))
+        };
+        experts.pieces.iter().find_map(shows).unwrap_or(false)
     }
 
     /// The parts of an expert that one tensor holds.
@@ -203,8 +221,7 @@ impl Stored<'_> {
 
     /// The parts with their planes, rows in canonical order.
     fn arrange(&self, planes: Planes) -> Result<Vec<(Part, Planes)>> {
-        let transposed = self.piece.is_transposed(self.rows as u64, self.cols as u64, &self.tensor.shape);
-        match (self.piece.holds, transposed) {
+        match (self.piece.holds, self.transposed) {
             (Holds::One(part), false) => Ok(vec![(part, planes)]),
             (Holds::One(part), true) => {
                 let all = Columns { first: 0, step: 1, n: self.rows };

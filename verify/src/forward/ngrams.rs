@@ -170,7 +170,7 @@ fn table(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Vec<f32>> {
     Err(Error::bad_data(what))
 }
 
-/// Sizes and offsets that the checkpoint has are those that config.json makes.
+/// Factors, sizes and offsets that the checkpoint has are those that config.json makes.
 fn check_tables(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<()> {
     let mut next = 0;
     let offset_of = |size: &u64| {
@@ -178,10 +178,14 @@ fn check_tables(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<()> 
         next - size
     };
     let offsets: Vec<u64> = spec.sizes.iter().map(offset_of).collect();
-    let tables = [(Role::NgramOffsets, offsets), (Role::NgramSizes, spec.sizes.clone())];
+    let tables = [
+        (Role::NgramFactors, &spec.factors),
+        (Role::NgramOffsets, &offsets),
+        (Role::NgramSizes, &spec.sizes),
+    ];
     for (role, expected) in tables {
-        let found = weights.trunk_table(Some(layer), role)?;
-        if !found.iter().map(|&n| u64::from(n)).eq(expected.iter().copied()) {
+        let found = weights.trunk_integers(Some(layer), role)?;
+        if !found.iter().map(|&n| n as u64).eq(expected.iter().copied()) {
             let what = format!("{role:?} of layer {layer} are {found:?}, but config.json makes {expected:?}");
             return Err(Error::bad_data(what));
         }
