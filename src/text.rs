@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use moepack_convert::Model;
 use moepack_format::{Context, Error, InputFile, Result};
+use moepack_verify::forward::no_forward;
 use moepack_verify::text::{TEXT_BYTES_MAX, TOKENIZER_BYTES_MAX, Tokenizer, utf8};
 use moepack_verify::tokens::Windows;
 
@@ -42,6 +43,7 @@ impl InputArgs {
     /// # Errors
     /// A file that cannot be read or makes no window; see [`windows_of_text`].
     pub fn windows(&self, model: &Model, args: &WindowArgs) -> Result<Windows> {
+        check_forward(model)?;
         match (&self.text, &self.tokens) {
             (Some(text), _) => windows_of_text(model, text, args),
             (None, Some(tokens)) => {
@@ -52,11 +54,20 @@ impl InputArgs {
     }
 }
 
+/// Whoever asks for tokens has a forward pass in mind.
+fn check_forward(model: &Model) -> Result<()> {
+    match model.spec().has_forward() {
+        true => Ok(()),
+        false => Err(no_forward(model.spec()).in_file(model.root())),
+    }
+}
+
 /// Tokenizes a text file with the model's tokenizer and cuts it into windows.
 ///
 /// # Errors
 /// A missing tokenizer (kind `Missing`), a text that is empty or no UTF-8, ids beyond the vocabulary.
 pub fn windows_of_text(model: &Model, text: &Path, args: &WindowArgs) -> Result<Windows> {
+    check_forward(model)?;
     let bytes = read(text, TEXT_BYTES_MAX)?;
     let text_str = utf8(&bytes).in_file(text)?;
     let path = model.root().join(TOKENIZER);

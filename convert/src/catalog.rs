@@ -10,13 +10,13 @@ use moepack_format::{Dtype, Result};
 
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::dims;
-use crate::encoding::BlockSize;
+use crate::encoding::{Encoded, Hints};
 use crate::family::{ExpertLayout, Family, Mtp, Piece, Rule};
 use crate::names::{self, Meaning, Names};
 use crate::spec::{Mlp, ModelSpec, Role};
 
 mod check;
-pub(crate) use check::{matrix, piece_dims};
+pub(crate) use check::{carried_matrix, matrix, piece_dims};
 #[cfg(test)]
 mod tests;
 
@@ -45,12 +45,14 @@ pub struct TrunkTensor {
     pub layer: Option<usize>,
     /// What it is for; scales have the role of their weight.
     pub role: Role,
-    /// These are the scales of another tensor.
+    /// It belongs to another tensor's numbers: their scales, zero points and the like.
     pub is_scale: bool,
     /// Element type.
     pub dtype: Dtype,
     /// Lengths, outermost first.
     pub shape: Vec<u64>,
+    /// Lengths of what it decodes to, which packed numbers do not have.
+    pub decoded: Vec<u64>,
     /// Its length in bytes.
     pub bytes: u64,
     /// Place in [`Checkpoint::tensors`].
@@ -74,8 +76,6 @@ pub(crate) struct PieceTensors {
     pub piece: &'static Piece,
     /// Places in [`Checkpoint::tensors`]: one an expert, or one for all.
     pub tensors: Vec<u32>,
-    /// Their scales, [`NONE`] where there are none.
-    pub scales: Vec<u32>,
 }
 
 impl PieceTensors {
@@ -95,8 +95,8 @@ pub(crate) struct Source<'a> {
     pub in_banks: bool,
     /// The head may be the embedding.
     pub head_may_be_tied: bool,
-    /// Blocks of FP8 numbers, where config.json says them.
-    pub fp8_block: BlockSize,
+    /// What config.json says of stored numbers.
+    pub hints: Hints,
 }
 
 /// What one tensor turned out to be.
@@ -121,8 +121,8 @@ impl Catalog {
     pub(crate) fn build(source: Source<'_>) -> Result<Catalog> {
         let claims = Claims::of(source);
         claims.check_layers()?;
-        claims.check_twice()?;
         claims.check_scales()?;
+        claims.check_twice()?;
         claims.check_shapes()?;
         let mut catalog = Catalog {
             trunk: claims.trunk(),
@@ -155,9 +155,7 @@ struct Claims<'a> {
     source: Source<'a>,
     names: Names,
     claims: Vec<Claim>,
-    /// For scales, the place of their weight; for weights, that of their scales.
-    partners: Vec<u32>,
-    /// Places of scales.
+    /// Places of scales and whatever else belongs to other tensors.
     is_scale: Vec<bool>,
     /// Places of scales whose weight is not there.
     orphans: Vec<u32>,
@@ -170,36 +168,28 @@ impl<'a> Claims<'a> {
             source,
             names: Names::of(source.family),
             claims: Vec::with_capacity(tensors.len()),
-            partners: vec![NONE; tensors.len()],
             is_scale: vec![false; tensors.len()],
             orphans: Vec::new(),
         };
         for (i, tensor) in tensors.iter().enumerate() {
             let own = this.claim(&tensor.name);
-            let weight =
-                names::scaled(&tensor.name).filter(|w| is_scale(own) || source.checkpoint.find(w).is_some());
-            let Some(weight) = weight else {
-                this.claims.push(own);
-                continue;
-            };
-            this.claims.push(this.claim(&weight));
-            match source.checkpoint.find(&weight) {
-                Some(w) => this.pair(i, w),
-                None => this.orphans.push(index(i)),
+            let known = |n: &String| source.checkpoint.find(n).is_some();
+            let numbers = names::numbers_of(&tensor.name).find(known);
+            // Numbers that are not there, if the tensor has no meaning of its own.
+            let missing = || names::numbers_of(&tensor.name).next().filter(|_| is_scale(own));
+            let is_orphan = numbers.is_none();
+            match numbers.or_else(missing) {
+                None => this.claims.push(own),
+                Some(name) => {
+                    this.claims.push(this.claim(&name));
+                    match this.is_scale.get_mut(i).filter(|_| !is_orphan) {
+                        Some(s) => *s = true,
+                        None => this.orphans.push(index(i)),
+                    }
+                }
             }
         }
         this
-    }
-
-    fn pair(&mut self, scale: usize, weight: usize) {
-        for (at, partner) in [(scale, weight), (weight, scale)] {
-            if let Some(p) = self.partners.get_mut(at) {
-                *p = index(partner);
-            }
-        }
-        if let Some(s) = self.is_scale.get_mut(scale) {
-            *s = true;
-        }
     }
 
     /// What the name says.
@@ -219,7 +209,16 @@ impl<'a> Claims<'a> {
                 Mtp::None => Claim::Unclaimed("config.json has fewer layers"),
             };
         }
-        let Some(place) = self.names.find(name) else { return Claim::Unclaimed("") };
+        let Some(place) = self.names.find(name) else {
+            let carried = |rest: &str| {
+                let inner = family.carried.iter().filter_map(|beginning| beginning.strip_prefix('.'));
+                names::is_of_activations(name) || inner.clone().any(|b| rest.starts_with(b))
+            };
+            return match in_layer.filter(|(_, rest)| carried(rest)) {
+                Some((layer, _)) => Claim::Carried(Some(layer)),
+                None => Claim::Unclaimed(""),
+            };
+        };
         let layer = place.layer.and_then(|l| spec.layers.get(l));
         match (place.meaning, layer) {
             (Meaning::Trunk(rule), layer) if dims::has(spec, layer, rule.role) => {
@@ -245,10 +244,9 @@ impl<'a> Claims<'a> {
         self.source.checkpoint.tensors().get(at)
     }
 
-    /// The tensor that belongs to this one: its scales, or what it scales.
-    fn partner(&self, at: usize) -> Option<(usize, &'a SourceTensor)> {
-        let partner = *self.partners.get(at)? as usize;
-        Some((partner, self.tensor(partner)?))
+    /// A tensor with what gives its numbers meaning.
+    fn encoded(&self, tensor: &'a SourceTensor) -> Encoded<'a> {
+        Encoded::of(self.source.checkpoint, tensor)
     }
 
     fn is_scale(&self, at: usize) -> bool {
@@ -270,6 +268,7 @@ impl<'a> Claims<'a> {
             };
             let is_scale = self.is_scale(at);
             let (name, shape) = (t.name.to_string(), t.shape.to_vec());
+            let decoded = self.decoded(claim, t).filter(|_| !is_scale).unwrap_or_else(|| shape.clone());
             let entry = TrunkTensor {
                 name,
                 layer,
@@ -277,6 +276,7 @@ impl<'a> Claims<'a> {
                 is_scale,
                 dtype: t.dtype,
                 shape,
+                decoded,
                 bytes: t.bytes(),
                 tensor: at,
             };
@@ -303,7 +303,7 @@ impl<'a> Claims<'a> {
             let pieces = layout.map_or(&[][..], |l| l.pieces);
             let pieces = pieces.iter().map(|piece| {
                 let n = if piece.name.contains("{E}") { moe.n_experts } else { 1 };
-                PieceTensors { piece, tensors: vec![NONE; n], scales: vec![NONE; n] }
+                PieceTensors { piece, tensors: vec![NONE; n] }
             });
             layers.push(Some(LayerExperts { n_experts: moe.n_experts, layout, pieces: pieces.collect() }));
         }
@@ -314,9 +314,8 @@ impl<'a> Claims<'a> {
                 continue;
             };
             let slot = expert.unwrap_or(0);
-            if let (Some(t), Some(s)) = (tensors.tensors.get_mut(slot), tensors.scales.get_mut(slot)) {
+            if let Some(t) = tensors.tensors.get_mut(slot) {
                 *t = index(at);
-                *s = self.partner(at).map_or(NONE, |(partner, _)| index(partner));
             }
         }
         Ok(layers)

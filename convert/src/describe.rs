@@ -10,16 +10,17 @@ mod heads;
 mod indexed;
 mod moe;
 mod ngrams;
+mod storage;
 
 use moepack_format::Result;
 
-use crate::encoding::BlockSize;
 use crate::family::{Factor, Family, Fixed, NormRule, ResidualRule, Switch};
 use crate::hparams::Config;
 use crate::limits::{
-    BLOCK_SIDE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX, SINKHORN_MAX, STREAMS_MAX,
-    VOCAB_MAX,
+    HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX,
 };
+pub use storage::hints;
+
 use crate::spec::{Across, Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
 
 /// The model that config.json describes. `tied_head` is what config.json says; whether there is a head of its
@@ -178,25 +179,6 @@ fn positive(config: &Config, keys: &[&'static str]) -> Result<Option<f32>> {
     match value.as_f64().map(|n| n as f32) {
         Some(n) if n > 0.0 && n.is_finite() => Ok(Some(n)),
         _ => Err(config.bad(key, value, "a number above 0")),
-    }
-}
-
-/// Rows and columns of FP8 blocks, where config.json says them.
-///
-/// # Errors
-/// `BadData` for anything but two sizes.
-pub fn fp8_block(config: &Config) -> Result<BlockSize> {
-    const KEY: &str = "weight_block_size";
-    let Some(section) = config.object_opt(&["quantization_config"])? else { return Ok(None) };
-    let Some(value) = section.find(&[KEY]) else { return Ok(None) };
-    let sides = value.as_array().map(|a| a.iter().filter_map(serde_json::Value::as_u64).collect::<Vec<_>>());
-    match sides.as_deref() {
-        Some(&[r, c]) if (1..=BLOCK_SIDE_MAX).contains(&r) && (1..=BLOCK_SIDE_MAX).contains(&c) => {
-            Ok(Some([r, c]))
-        }
-        _ => {
-            Err(section.error(KEY, &format!("is {value}, expected two integers from 1 to {BLOCK_SIDE_MAX}")))
-        }
     }
 }
 

@@ -14,6 +14,7 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         Attention::Mla(mla) => mla_has(mla, role),
         Attention::Compressed(attention) => compressed_has(attention, role),
         Attention::Delta(delta) => delta_has(delta, role),
+        Attention::Carried => false,
     };
     let mlp = match &layer.mlp {
         Mlp::Dense { fused, .. } => match role {
@@ -231,6 +232,7 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
             Attention::Mla(mla) => mla_dim(mla, dim),
             Attention::Compressed(attention) => compressed_dim(attention, dim),
             Attention::Delta(delta) => delta_dim(delta, dim),
+            Attention::Carried => None,
         },
     };
     n.map(|n| n as u64)

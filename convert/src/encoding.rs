@@ -1,94 +1,176 @@
-//! How a stored tensor's numbers are encoded, told from its name's ending, its dtype and the shape of its
-//! scales.
+//! How a stored matrix's numbers are encoded, told from the endings of its tensors' names, their dtypes and shapes.
 //!
 //! Never from the model's name: one release is FP8, the next of the same family is not, and one file may hold
-//! both.
+//! both. config.json is asked only where tensors leave a choice ([`Hints`]).
 
 use std::sync::Arc;
 
 use moepack_format::{Dtype, Error, Result};
-use moepack_quant::codec::fp8_block::{Fp8Block, ScaleType};
+use moepack_quant::codec::affine::{Affine, Scales};
+use moepack_quant::codec::nvfp4::Nvfp4;
 use moepack_quant::{CodecRef, codec};
 
-use crate::checkpoint::SourceTensor;
+use crate::checkpoint::{Checkpoint, SourceTensor};
+use crate::names::{Companion, companions_of, is_packed};
+use crate::packing::Packing;
 
-/// Ending of packed MXFP4 levels, `[…, out, in/32, 16]`.
-const BLOCKS: &str = "_blocks";
-/// Columns of an MXFP4 block, and bytes of its levels.
-const BLOCK_COLS: u64 = 32;
-const BLOCK_BYTES: u64 = 16;
-/// The block side of published FP8 checkpoints, tried before any other that fits.
-const USUAL_SIDE: u64 = 128;
+mod contents;
+mod fp8;
+mod integers;
+mod shape;
+#[cfg(test)]
+mod tests;
 
-/// Rows and columns of FP8 blocks, where config.json says them (`quantization_config.weight_block_size`).
-pub type BlockSize = Option<[u64; 2]>;
+pub use contents::check_contents;
+pub use shape::{is_blocks, stored_shape};
+
+/// Columns of an MXFP4 or NVFP4 block.
+const MX_COLS: u64 = 32;
+const NV_COLS: u64 = 16;
+
+/// What config.json says of stored numbers, where tensors alone leave a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Rows and columns of FP8 blocks (`weight_block_size`).
+    pub block: Option<[u64; 2]>,
+    /// Bits of integers, the same everywhere.
+    pub bits: Option<u32>,
+    /// Columns that share a scale.
+    pub group: Option<u64>,
+    /// GPTQ files hold zero points, not what is one below (`checkpoint_format: gptq_v2`).
+    pub gptq_v2: bool,
+}
+
+/// A tensor of numbers and those beside it that give them their meaning.
+#[derive(Clone, Debug)]
+pub struct Encoded<'a> {
+    /// The numbers.
+    pub tensor: &'a SourceTensor,
+    companions: Vec<(Companion, &'a SourceTensor)>,
+}
+
+impl<'a> Encoded<'a> {
+    /// Finds what belongs to `tensor`.
+    pub fn of(checkpoint: &'a Checkpoint, tensor: &'a SourceTensor) -> Encoded<'a> {
+        let found = |(name, companion): (String, Companion)| {
+            Some((companion, checkpoint.tensors().get(checkpoint.find(&name)?)?))
+        };
+        Encoded { tensor, companions: companions_of(&tensor.name).filter_map(found).collect() }
+    }
+
+    /// The tensor that gives this.
+    pub fn get(&self, companion: Companion) -> Option<&'a SourceTensor> {
+        self.companions.iter().find(|(c, _)| *c == companion).map(|(_, t)| *t)
+    }
+
+    /// All of them.
+    pub fn companions(&self) -> &[(Companion, &'a SourceTensor)] {
+        &self.companions
+    }
+
+    fn scale(&self) -> Result<&'a SourceTensor> {
+        self.needs(Companion::Scale)
+    }
+
+    fn needs(&self, companion: Companion) -> Result<&'a SourceTensor> {
+        self.get(companion).ok_or_else(|| {
+            let endings = crate::names::endings_of(&self.tensor.name, companion);
+            let (what, endings) = (companion.name(), any_of(&endings));
+            Error::bad_data(format!(
+                "packed numbers without their {what}, expected a tensor that ends in {endings}"
+            ))
+            .hint(format!(
+                "the {what} may be in a shard that was not fetched; without them the numbers mean nothing"
+            ))
+        })
+    }
+}
 
 /// How a matrix is stored, decided by headers alone.
 #[derive(Clone, Debug)]
-pub struct Encoding {
-    /// The codec its bytes are in already.
+pub struct Encoding<'a> {
+    /// The codec its bytes are in, or become without rounding.
     pub codec: CodecRef,
-    /// Its name.
-    pub name: String,
+    /// Numbers, scales and what else there is: the raw bytes of the codec's planes.
+    pub sources: Vec<&'a SourceTensor>,
+    /// How they become the planes.
+    pub packing: Packing,
+    /// Rows that share a scale; rows can only be parted between such blocks.
+    pub block_rows: u64,
 }
 
-/// Shape of the tensor that holds a matrix `[rows, cols]`, `n` of them along the first axis if `n` is given.
-pub fn stored_shape(name: &str, dtype: Dtype, n: Option<u64>, rows: u64, cols: u64) -> Vec<u64> {
-    let matrix = match dtype {
-        _ if is_blocks(name) => vec![rows, cols / BLOCK_COLS, BLOCK_BYTES],
-        // Two FP4 numbers a byte.
-        Dtype::I8 => vec![rows, cols / 2],
-        _ => vec![rows, cols],
-    };
-    n.into_iter().chain(matrix).collect()
+impl Encoding<'_> {
+    /// Its codec's name.
+    pub fn name(&self) -> String {
+        self.codec.name()
+    }
 }
 
-/// Whether numbers of this type, in a tensor of this name, are FP4 with a scale for every 32 columns.
-pub fn is_mxfp4(name: &str, dtype: Dtype) -> bool {
-    is_blocks(name) || matches!(dtype, Dtype::I8 | Dtype::F4)
+/// The shape of a matrix and how the tensor holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Holding {
+    /// How many experts it holds along its first axis, if such an axis is there.
+    pub n: Option<u64>,
+    /// Outputs.
+    pub rows: u64,
+    /// Inputs.
+    pub cols: u64,
+    /// Stored `[in, out]`.
+    pub transposed: bool,
 }
 
-/// Whether this name holds MXFP4 levels.
-pub fn is_blocks(name: &str) -> bool {
-    name.ends_with(BLOCKS)
+impl Holding {
+    /// One matrix, rows first.
+    pub fn plain((rows, cols): (u64, u64)) -> Holding {
+        Holding { n: None, rows, cols, transposed: false }
+    }
+
+    /// With the axis of experts before `shape`.
+    fn shape(&self, shape: &[u64]) -> Vec<u64> {
+        self.n.into_iter().chain(shape.iter().copied()).collect()
+    }
 }
 
-/// The encoding of a matrix of `rows` × `cols`, of which the tensor holds `n` along its first axis if `n` is
-/// given.
+/// The encoding of a matrix.
 ///
 /// # Errors
-/// Scales missing, not belonging to such a tensor, or of the wrong shape; a dtype that needs more than is
-/// there.
-pub fn encoding(
-    tensor: &SourceTensor,
-    scales: Option<&SourceTensor>,
-    n: Option<u64>,
-    (rows, cols): (u64, u64),
-    block: BlockSize,
-) -> Result<Encoding> {
-    let inner = || match (tensor.dtype, scales) {
-        (Dtype::U8, Some(scales)) if is_blocks(&tensor.name) => mxfp4(scales, n, rows, cols),
-        (Dtype::U8, None) if is_blocks(&tensor.name) => Err(without_scales("_scales")),
-        (Dtype::I8 | Dtype::F4, Some(scales)) if scales.dtype == Dtype::F8E8m0 => {
-            mxfp4(scales, n, rows, cols)
+/// Scales and the like missing, not belonging to such numbers, or of the wrong shape; a dtype that is not read.
+pub fn encoding<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hints) -> Result<Encoding<'a>> {
+    let tensor = encoded.tensor;
+    let scale = encoded.get(Companion::Scale).map(|s| s.dtype);
+    let inner = || match tensor.dtype {
+        Dtype::U8 if is_blocks(&tensor.name) => mxfp4(encoded, holding),
+        Dtype::U8 | Dtype::F4 if encoded.get(Companion::Global).is_some() => {
+            nvfp4(encoded, holding, Companion::Global)
         }
-        (Dtype::F8E4m3, Some(scales)) => fp8(scales, [rows, cols], block),
-        (Dtype::F8E4m3, None) => Err(without_scales("weight_scale_inv or scale")),
-        (Dtype::I8 | Dtype::F4, None) => Err(without_scales("scale")),
-        (Dtype::I8 | Dtype::F4, Some(scales)) => {
-            Err(wrong_scales(scales, "F8_E8M0, one for every 32 columns"))
+        Dtype::U8 | Dtype::F4 if encoded.get(Companion::Divisor).is_some() => {
+            nvfp4(encoded, holding, Companion::Divisor)
         }
-        (Dtype::Bf16 | Dtype::F16 | Dtype::F32, None) => plain(tensor.dtype),
-        (dtype, Some(scales)) => {
-            let what = format!("{} beside numbers of {}, which need no scales", scales.name, dtype.name());
-            Err(Error::bad_data(what))
-        }
-        (dtype, None) => {
+        Dtype::U8 | Dtype::F4 if scale == Some(Dtype::F8E4m3) => Err(without_global(encoded)),
+        Dtype::U8 | Dtype::F4 => mxfp4(encoded, holding),
+        Dtype::I8 if integers::are_bytes(encoded, holding) => integers::bytes(encoded, holding, hints),
+        Dtype::I8 => mxfp4(encoded, holding),
+        Dtype::I32 if is_qweight(&tensor.name) => integers::gptq_or_awq(encoded, holding, hints),
+        Dtype::I32 if is_packed(&tensor.name) => integers::words(encoded, holding, hints),
+        Dtype::F8E4m3 => fp8::fp8(encoded, holding, hints),
+        Dtype::Bf16 | Dtype::F16 | Dtype::F32 => plain(encoded),
+        dtype => {
             let what = format!("numbers of {}, expected BF16, F16, F32 or F8_E4M3 with scales", dtype.name());
             Err(Error::bad_data(what).hint("this storage is not supported; start from the original release"))
         }
     };
-    inner().map_err(|e| e.in_tensor(&*tensor.name).at_byte(tensor.start))
+    let found = inner().and_then(|found| refuse_unused(encoded, found));
+    found.map_err(|e| e.in_tensor(&*tensor.name).at_byte(tensor.start))
+}
+
+/// Nothing that lies beside numbers is passed over: what such numbers do not need may mean that they are others.
+fn refuse_unused<'a>(encoded: &Encoded<'a>, found: Encoding<'a>) -> Result<Encoding<'a>> {
+    let is_used = |(companion, tensor): &&(Companion, &'a SourceTensor)| {
+        *companion == Companion::Shape || found.sources.iter().any(|s| s.name == tensor.name)
+    };
+    let Some((companion, tensor)) = encoded.companions.iter().find(|c| !is_used(c)) else { return Ok(found) };
+    let what = format!("{} ({}) beside numbers that are {}", tensor.name, companion.name(), found.name());
+    Err(Error::bad_data(what).hint("two releases may be mixed in one directory"))
 }
 
 /// Refuses a table whose numbers are no integers.
@@ -97,58 +179,87 @@ pub fn not_integers(dtype: Dtype) -> Error {
         .hint("the table was converted with the weights; take it from the original release")
 }
 
-fn without_scales(ending: &str) -> Error {
-    Error::bad_data(format!("packed numbers without their scales, expected a tensor that ends in {ending}"))
-        .hint("the scales may be in a shard that was not fetched; without them the numbers mean nothing")
+fn is_qweight(name: &str) -> bool {
+    name.ends_with(".qweight")
 }
 
-fn plain(dtype: Dtype) -> Result<Encoding> {
-    let name = dtype.name().to_lowercase();
-    Ok(Encoding { codec: codec(&name)?, name })
+fn without_global(encoded: &Encoded<'_>) -> Error {
+    let packed = encoded.tensor.name.ends_with("_packed");
+    let companion = if packed { Companion::Divisor } else { Companion::Global };
+    encoded.needs(companion).map(|_| ()).err().unwrap_or_else(|| Error::bad_data("no global scale"))
 }
 
-fn mxfp4(scales: &SourceTensor, n: Option<u64>, rows: u64, cols: u64) -> Result<Encoding> {
-    let expected: Vec<u64> = n.into_iter().chain([rows, cols / BLOCK_COLS]).collect();
-    if scales.dtype != Dtype::U8 && scales.dtype != Dtype::F8E8m0 {
-        return Err(wrong_scales(scales, &format!("U8 {expected:?}")));
+fn plain<'a>(encoded: &Encoded<'a>) -> Result<Encoding<'a>> {
+    let tensor = encoded.tensor;
+    if let Some((_, companion)) = encoded.companions.first() {
+        let what =
+            format!("{} beside numbers of {}, which need no scales", companion.name, tensor.dtype.name());
+        return Err(Error::bad_data(what));
+    }
+    if is_packed(&tensor.name) {
+        return Err(Error::bad_data(format!(
+            "numbers of {} in a tensor of packed ones",
+            tensor.dtype.name()
+        )));
+    }
+    let codec = codec(&tensor.dtype.name().to_lowercase())?;
+    Ok(Encoding { codec, sources: vec![tensor], packing: Packing::AsPlanes, block_rows: 1 })
+}
+
+fn mxfp4<'a>(encoded: &Encoded<'a>, holding: Holding) -> Result<Encoding<'a>> {
+    let Holding { rows, cols, .. } = holding;
+    let scales = encoded.scale()?;
+    refuse_turned(holding)?;
+    if !cols.is_multiple_of(MX_COLS) {
+        return Err(Error::bad_data(format!(
+            "MXFP4 blocks of rows of {cols} numbers, expected a multiple of {MX_COLS}"
+        )));
+    }
+    let bytes = is_blocks(&encoded.tensor.name) || encoded.tensor.dtype == Dtype::U8;
+    let expected = holding.shape(&[rows, cols / MX_COLS]);
+    match scales.dtype {
+        Dtype::F8E8m0 => {}
+        Dtype::U8 if bytes => {}
+        _ if bytes => return Err(wrong_scales(scales, &format!("U8 {expected:?}"))),
+        _ => return Err(wrong_scales(scales, "F8_E8M0, one for every 32 columns")),
     }
     if *scales.shape != *expected {
-        return Err(wrong_scales(scales, &format!("{expected:?}, one for every 32 columns")));
+        return Err(wrong_scales(scales, &format!("{expected:?}, one for every {MX_COLS} columns")));
     }
-    Ok(Encoding { codec: codec("mxfp4")?, name: "mxfp4".to_owned() })
+    let sources = vec![encoded.tensor, scales];
+    Ok(Encoding { codec: codec("mxfp4")?, sources, packing: Packing::AsPlanes, block_rows: 1 })
 }
 
-fn fp8(scales: &SourceTensor, shape: [u64; 2], block: BlockSize) -> Result<Encoding> {
-    let scale = match scales.dtype {
-        Dtype::F32 => ScaleType::F32,
-        Dtype::Bf16 => ScaleType::Bf16,
-        Dtype::F8E8m0 => ScaleType::E8m0,
-        _ => return Err(wrong_scales(scales, "F32, BF16 or F8_E8M0")),
-    };
-    let [scale_rows, scale_cols] = *scales.shape else {
-        return Err(wrong_scales(scales, "two dimensions, one scale for every block"));
-    };
-    let grid = [scale_rows, scale_cols];
-    let [Some(rows), Some(cols)] = sides(shape, grid, block) else {
-        let expected = match block {
-            Some([r, c]) => {
-                let needed = [shape[0].div_ceil(r), shape[1].div_ceil(c)];
-                format!("{needed:?}, one for every {r}x{c} of {shape:?} as config.json says")
-            }
-            None => format!("as many as blocks of a power of two need to cover {shape:?}"),
-        };
+fn nvfp4<'a>(encoded: &Encoded<'a>, holding: Holding, which: Companion) -> Result<Encoding<'a>> {
+    let Holding { rows, cols, .. } = holding;
+    let (scales, global) = (encoded.scale()?, encoded.needs(which)?);
+    refuse_turned(holding)?;
+    if !cols.is_multiple_of(NV_COLS) {
+        return Err(Error::bad_data(format!(
+            "NVFP4 blocks of rows of {cols} numbers, expected a multiple of {NV_COLS}"
+        )));
+    }
+    let expected = holding.shape(&[rows, cols / NV_COLS]);
+    if scales.dtype != Dtype::F8E4m3 || *scales.shape != *expected {
+        let expected = format!("F8_E4M3 {expected:?}, one for every {NV_COLS} columns");
         return Err(wrong_scales(scales, &expected));
-    };
-    let codec = Fp8Block::new(rows, cols, scale);
-    let codec: CodecRef = Arc::new(codec.ok_or_else(|| wrong_scales(scales, "blocks of 1 to 2^20"))?);
-    Ok(Encoding { name: codec.name(), codec })
+    }
+    if global.dtype != Dtype::F32 || global.shape.iter().product::<u64>() != holding.n.unwrap_or(1) {
+        return Err(wrong_scales(global, "one F32 number a matrix"));
+    }
+    let codec = Arc::new(Nvfp4 { divides: which == Companion::Divisor });
+    let sources = vec![encoded.tensor, scales, global];
+    Ok(Encoding { codec, sources, packing: Packing::AsPlanes, block_rows: 1 })
 }
 
-/// Sides of the blocks of which `grid` cover `shape`.
-fn sides(shape: [u64; 2], grid: [u64; 2], block: BlockSize) -> [Option<usize>; 2] {
-    let [rows, cols] = shape;
-    let said = block.map_or([None; 2], |b| b.map(Some));
-    [side(rows, grid[0], said[0]), side(cols, grid[1], said[1])]
+/// Packed numbers lie along their rows, so a matrix stored `[in, out]` cannot be turned without taking them apart.
+fn refuse_turned(holding: Holding) -> Result<()> {
+    match holding.transposed {
+        true => {
+            Err(Error::bad_data("packed numbers in a tensor that is stored [in, out], which is not read"))
+        }
+        false => Ok(()),
+    }
 }
 
 fn wrong_scales(scales: &SourceTensor, expected: &str) -> Error {
@@ -156,155 +267,44 @@ fn wrong_scales(scales: &SourceTensor, expected: &str) -> Error {
     Error::bad_data(format!("scales {name} are {dtype} {shape:?}, expected {expected}"))
 }
 
-/// Side of the blocks of which `n` cover `len`; the block at the edge may be smaller.
+/// Length of the groups of which `n` cover `len`; the last may be shorter.
 ///
-/// Where config.json does not say it, several may fit (576 rows in 5 blocks: 116 … 143): 128 first, else a
-/// power of two.
-fn side(len: u64, n: u64, said: Option<u64>) -> Option<usize> {
-    let fits = |side: u64| side > 0 && len.div_ceil(side) == n;
-    let found = match said {
-        Some(side) => Some(side).filter(|&s| fits(s)),
-        None => {
-            let power = len.div_ceil(n.max(1)).checked_next_power_of_two();
-            [Some(USUAL_SIDE), power].into_iter().flatten().find(|&s| fits(s))
+/// Where config.json does not say it, several may fit (576 rows in 5 blocks: 116 … 143): `usual` first, then an exact
+/// part, else a power of two.
+fn side(len: u64, n: u64, said: Option<u64>, usual: Option<u64>) -> Option<u64> {
+    let fits = |side: &u64| *side > 0 && len.div_ceil(*side) == n;
+    let exact = len.checked_div(n).filter(|_| len.is_multiple_of(n.max(1)));
+    let power = len.div_ceil(n.max(1)).checked_next_power_of_two();
+    [said, usual, exact.filter(|_| usual.is_none()), power].into_iter().flatten().find(fits)
+}
+
+/// How scales of integers are stored.
+fn scale_type(scales: &SourceTensor) -> Result<Scales> {
+    match scales.dtype {
+        Dtype::F16 => Ok(Scales::F16),
+        Dtype::Bf16 => Ok(Scales::Bf16),
+        Dtype::F32 => Ok(Scales::F32),
+        _ => Err(wrong_scales(scales, "F16, BF16 or F32")),
+    }
+}
+
+/// `a, b or c`.
+fn any_of(words: &[&str]) -> String {
+    match words {
+        [first @ .., a, b] => {
+            first.iter().map(|w| format!("{w}, ")).collect::<String>() + &format!("{a} or {b}")
         }
-    };
-    usize::try_from(found?).ok()
+        _ => words.concat(),
+    }
 }
 
-/// Refuses scales that are no positive, finite, normal numbers: a block of numbers under such a scale means
-/// nothing. `bytes` are the scales from index `first` on.
-///
-/// # Errors
-/// `BadData` with tensor, index and value.
-pub fn check_scales(scales: &SourceTensor, first: u64, bytes: &[u8]) -> Result<()> {
-    let odd = match scales.dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).position(|s| !sound(s)),
-        Dtype::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16(*b)).position(|s| !sound(s)),
-        // E8M0: 0 is 2^-127, which empty blocks have; 255 is NaN.
-        _ => bytes.iter().position(|&b| b == 255),
-    };
-    let Some(at) = odd else { return Ok(()) };
-    let value = match scales.dtype {
-        Dtype::F32 => bytes.as_chunks().0.get(at).map(|b| f32::from_le_bytes(*b).to_string()),
-        Dtype::Bf16 => bytes.as_chunks().0.get(at).map(|b| bf16(*b).to_string()),
-        _ => Some("255, which is NaN".to_owned()),
-    };
-    let width = scales.dtype.bits() / 8;
-    let what = format!(
-        "scale {} is {}, expected a positive, finite, normal number",
-        first + at as u64,
-        value.unwrap_or_default()
-    );
-    Err(Error::bad_data(what)
-        .in_tensor(&*scales.name)
-        .at_byte(scales.start.saturating_add((first + at as u64).saturating_mul(width)))
-        .hint("the file is damaged; compare its sha256 with the release"))
-}
-
-fn sound(scale: f32) -> bool {
-    scale > 0.0 && scale.is_normal()
-}
-
-fn bf16(bytes: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tensor(name: &str, dtype: Dtype, shape: &[u64]) -> SourceTensor {
-        let end = dtype.bytes(shape).unwrap();
-        SourceTensor { name: name.into(), dtype, file: 0, shape: shape.into(), start: 0, end }
+/// The codec of integers, if there is one.
+fn affine(codec: Affine) -> Result<CodecRef> {
+    if codec.is_valid() {
+        return Ok(Arc::new(codec));
     }
-
-    fn fp8_name(shape: [u64; 2], scale: Dtype, grid: &[u64], block: BlockSize) -> Result<String> {
-        let weight = tensor("x.weight", Dtype::F8E4m3, &shape);
-        let scales = tensor("x.weight_scale_inv", scale, grid);
-        encoding(&weight, Some(&scales), None, (shape[0], shape[1]), block).map(|e| e.name)
-    }
-
-    #[test]
-    fn the_block_comes_from_the_shapes() {
-        let cases: &[([u64; 2], Dtype, &[u64], &str)] = &[
-            ([256, 512], Dtype::F32, &[2, 4], "fp8-block"),
-            ([576, 7168], Dtype::F32, &[5, 56], "fp8-block"),
-            ([64, 64], Dtype::F32, &[1, 1], "fp8-block"),
-            ([256, 512], Dtype::Bf16, &[2, 4], "fp8-block-bf16"),
-            ([256, 512], Dtype::F8E8m0, &[8, 16], "fp8-block-32x32-e8m0"),
-            ([300, 512], Dtype::F32, &[300, 1], "fp8-block-1x512"),
-            ([300, 100], Dtype::F32, &[5, 2], "fp8-block-64x64"),
-        ];
-        for (shape, dtype, grid, name) in cases {
-            assert_eq!(fp8_name(*shape, *dtype, grid, None).unwrap(), *name, "{shape:?} {grid:?}");
-        }
-    }
-
-    #[test]
-    fn fp4_pairs_in_bytes_have_a_scale_for_every_32_columns() {
-        let weight = tensor("e.w1.weight", Dtype::I8, &[8, 32]);
-        let name = |dtype, grid: &[u64]| {
-            let scales = tensor("e.w1.scale", dtype, grid);
-            encoding(&weight, Some(&scales), None, (8, 64), None)
-                .map(|e| e.name)
-                .map_err(|e| e.what().to_owned())
-        };
-        assert_eq!(stored_shape("e.w1.weight", Dtype::I8, None, 8, 64), [8, 32]);
-        assert_eq!(name(Dtype::F8E8m0, &[8, 2]).unwrap(), "mxfp4");
-        assert_eq!(
-            name(Dtype::F8E8m0, &[8, 1]).unwrap_err(),
-            "scales e.w1.scale are F8_E8M0 [8, 1], expected [8, 2], one for every 32 columns"
-        );
-        let e = name(Dtype::F32, &[8, 2]).unwrap_err();
-        assert_eq!(e, "scales e.w1.scale are F32 [8, 2], expected F8_E8M0, one for every 32 columns");
-    }
-
-    #[test]
-    fn scales_that_do_not_fit_are_refused() {
-        let cases: &[(Dtype, &[u64], &str)] = &[
-            (
-                Dtype::F32,
-                &[3, 4],
-                "F32 [3, 4], expected as many as blocks of a power of two need to cover [256, 512]",
-            ),
-            (
-                Dtype::F32,
-                &[0, 4],
-                "F32 [0, 4], expected as many as blocks of a power of two need to cover [256, 512]",
-            ),
-            (Dtype::F32, &[8], "F32 [8], expected two dimensions, one scale for every block"),
-            (Dtype::I32, &[2, 4], "I32 [2, 4], expected F32, BF16 or F8_E8M0"),
-        ];
-        for (dtype, grid, expected) in cases {
-            let e = fp8_name([256, 512], *dtype, grid, None).unwrap_err();
-            assert_eq!(e.what(), format!("scales x.weight_scale_inv are {expected}"));
-            assert_eq!((e.kind().exit_code(), e.tensor()), (65, Some("x.weight")));
-        }
-    }
-
-    #[test]
-    fn the_block_size_of_config_json_binds() {
-        let block = Some([128, 128]);
-        assert_eq!(fp8_name([64, 160], Dtype::F32, &[1, 2], block).unwrap(), "fp8-block");
-        let e = fp8_name([64, 160], Dtype::F32, &[2, 1], block).unwrap_err();
-        let expected = "[1, 2], one for every 128x128 of [64, 160] as config.json says";
-        assert_eq!(e.what(), format!("scales x.weight_scale_inv are F32 [2, 1], expected {expected}"));
-    }
-
-    #[test]
-    fn numbers_and_scales_need_each_other() {
-        let weight = tensor("x.weight", Dtype::F8E4m3, &[4, 4]);
-        let e = encoding(&weight, None, None, (4, 4), None).unwrap_err();
-        assert_eq!(
-            e.what(),
-            "packed numbers without their scales, expected a tensor that ends in weight_scale_inv or scale"
-        );
-        let (weight, scales) =
-            (tensor("x.weight", Dtype::Bf16, &[4, 4]), tensor("x.weight_scale_inv", Dtype::F32, &[1, 1]));
-        let e = encoding(&weight, Some(&scales), None, (4, 4), None).unwrap_err();
-        assert_eq!(e.what(), "x.weight_scale_inv beside numbers of BF16, which need no scales");
-        let e = encoding(&tensor("x", Dtype::I64, &[4]), None, None, (1, 4), None).unwrap_err();
-        assert_eq!(e.what(), "numbers of I64, expected BF16, F16, F32 or F8_E4M3 with scales");
-    }
+    Err(Error::bad_data(format!(
+        "integers of {} bits in groups of {}, which is not read",
+        codec.bits, codec.group
+    )))
 }

@@ -22,6 +22,7 @@ mod deepseek_v2;
 mod deepseek_v3;
 mod deepseek_v32;
 mod deepseek_v4;
+mod deepseek_v41;
 mod deepseek_v4_names;
 mod dense;
 mod dots1;
@@ -75,6 +76,7 @@ pub static FAMILIES: &[&Family] = &[
     &deepseek_v3::FAMILY,
     &deepseek_v32::FAMILY,
     &deepseek_v4::FAMILY,
+    &deepseek_v41::FAMILY,
     &dense::LLAMA_FAMILY,
     &dense::MISTRAL,
     &dense::QWEN2,
@@ -162,7 +164,8 @@ pub struct Family {
     pub rules: &'static [&'static [Rule]],
     /// Ways the experts are stored; the tensors' names tell which.
     pub experts: &'static [ExpertLayout],
-    /// Name beginnings of what is kept as it is and is no part of the text model.
+    /// Name beginnings of what is kept as it is and is no part of the text model, or of its forward pass here. One that
+    /// begins with a dot stands after a layer's prefix.
     pub carried: &'static [&'static str],
     /// Name endings that are left out, and why that loses nothing.
     pub left_out: &'static [(&'static str, &'static str)],

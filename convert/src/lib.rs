@@ -19,6 +19,7 @@ pub mod layout;
 pub mod limits;
 pub mod model;
 mod names;
+mod packing;
 pub mod rope;
 pub mod spec;
 pub mod tensor;

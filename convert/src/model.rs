@@ -11,8 +11,8 @@ use moepack_format::{Bundle, Error, InputFile, Result};
 
 use crate::catalog::{Catalog, Source};
 use crate::checkpoint::{Checkpoint, Place, SideFile, SourceFile, SourceTensor};
-use crate::describe::{describe, fp8_block};
-use crate::encoding::BlockSize;
+use crate::describe::{describe, hints};
+use crate::encoding::Hints;
 use crate::family::{Family, Mtp};
 use crate::hparams::Config;
 use crate::limits::CONFIG_BYTES_MAX;
@@ -21,6 +21,7 @@ use crate::spec::{Mlp, ModelSpec, Moe, Role};
 
 mod experts;
 mod finite;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod trunk;
@@ -46,7 +47,7 @@ pub struct Model {
     family: &'static Family,
     config: Config,
     spec: ModelSpec,
-    fp8_block: BlockSize,
+    hints: Hints,
     catalog: Catalog,
     warnings: Vec<String>,
 }
@@ -85,7 +86,7 @@ impl Model {
         let family = Family::of(&config)?;
         let mut spec = describe(family, &config)?;
         fuse(&mut spec, family, &checkpoint);
-        let fp8_block = fp8_block(&config)?;
+        let hints = hints(&config)?;
         let mut warnings = checkpoint.warnings().to_vec();
         let mut catalog = Catalog::build(Source {
             family,
@@ -93,7 +94,7 @@ impl Model {
             checkpoint: &checkpoint,
             in_banks,
             head_may_be_tied: spec.tied_head || !config.mentions(&["tie_word_embeddings"]),
-            fp8_block,
+            hints,
         })?;
         if let Some(bundle) = &bundle {
             check_side_file(bundle, checkpoint.place(), CONFIG)?;
@@ -103,7 +104,7 @@ impl Model {
         }
         spec.tied_head = is_tied(&checkpoint, &catalog, spec.tied_head, &mut warnings)?;
         warnings.extend(absent_mtp(family, &config, &catalog));
-        Ok(Model { checkpoint, bundle, family, config, spec, fp8_block, catalog, warnings })
+        Ok(Model { checkpoint, bundle, family, config, spec, hints, catalog, warnings })
     }
 
     /// The directory; for a cache, the snapshot's.

@@ -41,9 +41,73 @@ pub struct Names {
     spellings: &'static [(&'static str, &'static str)],
 }
 
-/// Weight endings, and the endings of the scales that belong to them.
-pub const SCALES: &[(&str, &str)] =
-    &[(".weight", ".weight_scale_inv"), ("_blocks", "_scales"), (".weight", ".scale")];
+/// What a tensor gives to the numbers beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Companion {
+    /// Factors of blocks, groups, rows or all.
+    Scale,
+    /// A factor of all scales.
+    Global,
+    /// What all scales are divided by.
+    Divisor,
+    /// Zero points of groups.
+    Zero,
+    /// The group of each column.
+    GroupIndex,
+    /// Rows and columns.
+    Shape,
+}
+
+impl Companion {
+    /// For messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Companion::Scale => "scales",
+            Companion::Global | Companion::Divisor => "global scale",
+            Companion::Zero => "zero points",
+            Companion::GroupIndex => "group indices",
+            Companion::Shape => "shape",
+        }
+    }
+}
+
+/// Endings of numbers, and the endings of what belongs to them.
+const COMPANIONS: &[(&str, &str, Companion)] = &[
+    (".weight", ".weight_scale_inv", Companion::Scale),
+    (".weight", ".weight_scale", Companion::Scale),
+    (".weight", ".scale", Companion::Scale),
+    (".weight", ".weight_scale_2", Companion::Global),
+    (".weight", ".weight_zero_point", Companion::Zero),
+    (".weight_packed", ".weight_scale", Companion::Scale),
+    (".weight_packed", ".weight_global_scale", Companion::Divisor),
+    (".weight_packed", ".weight_zero_point", Companion::Zero),
+    (".weight_packed", ".weight_g_idx", Companion::GroupIndex),
+    (".weight_packed", ".weight_shape", Companion::Shape),
+    (".qweight", ".scales", Companion::Scale),
+    (".qweight", ".qzeros", Companion::Zero),
+    (".qweight", ".g_idx", Companion::GroupIndex),
+    ("_blocks", "_scales", Companion::Scale),
+    // Experts in one tensor, whose name is the parameter's.
+    ("_proj", "_proj_scale_inv", Companion::Scale),
+    ("_proj", "_proj_scale", Companion::Scale),
+];
+
+/// Endings under which the numbers of a `.weight` may be stored.
+const PACKED: &[&str] = &[".weight_packed", ".qweight"];
+
+/// Endings of what a runtime quantizes activations and caches with. They belong to no number of the weights.
+const ACTIVATIONS: &[&str] = &[
+    ".input_scale",
+    ".output_scale",
+    ".input_global_scale",
+    ".input_zero_point",
+    ".output_zero_point",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".k_zero_point",
+    ".v_zero_point",
+];
 
 impl Names {
     /// The names of `family`.
@@ -81,7 +145,10 @@ impl Names {
                 canonical = Cow::Owned(other);
             }
         }
-        canonical
+        match PACKED.iter().find_map(|ending| canonical.strip_suffix(ending)) {
+            Some(stem) => Cow::Owned(format!("{stem}.weight")),
+            None => canonical,
+        }
     }
 
     /// What `name` in the family's own spelling stands for, if the family has it.
@@ -104,14 +171,39 @@ impl Names {
     }
 }
 
-/// The name that a scale's name belongs to.
-pub fn scaled(name: &str) -> Option<String> {
-    SCALES.iter().find_map(|(weight, scale)| Some(format!("{}{weight}", name.strip_suffix(scale)?)))
+/// The names of the numbers that a tensor of this name may belong to.
+pub fn numbers_of(name: &str) -> impl Iterator<Item = String> {
+    COMPANIONS.iter().filter_map(move |(of, own, _)| Some(format!("{}{of}", name.strip_suffix(own)?)))
 }
 
-/// The names that scales of a weight may have.
-pub fn scales_of(name: &str) -> impl Iterator<Item = String> {
-    SCALES.iter().filter_map(move |(weight, scale)| Some(format!("{}{scale}", name.strip_suffix(weight)?)))
+/// The names that tensors beside these numbers may have.
+pub fn companions_of(name: &str) -> impl Iterator<Item = (String, Companion)> {
+    COMPANIONS
+        .iter()
+        .filter_map(move |(of, own, what)| Some((format!("{}{own}", name.strip_suffix(of)?), *what)))
+}
+
+/// The endings of what gives this to numbers of that name, for messages.
+pub fn endings_of(name: &str, companion: Companion) -> Vec<&'static str> {
+    let ending = |(of, own, what): &(&str, &'static str, Companion)| {
+        let own = if own.starts_with("_proj") {
+            own.trim_start_matches("_proj")
+        } else {
+            own.trim_start_matches('.')
+        };
+        (name.ends_with(of) && *what == companion).then_some(own)
+    };
+    COMPANIONS.iter().filter_map(ending).collect()
+}
+
+/// Whether a name is one of packed numbers.
+pub fn is_packed(name: &str) -> bool {
+    PACKED.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Whether a tensor of this name is for activations or caches.
+pub fn is_of_activations(name: &str) -> bool {
+    ACTIVATIONS.iter().any(|ending| name.ends_with(ending))
 }
 
 /// A name with its template's numbers put in.
@@ -212,11 +304,24 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_may_have_scales_of_two_names() {
-        let of = |name: &str| scales_of(name).collect::<Vec<_>>();
-        assert_eq!(of("a.w1.weight"), ["a.w1.weight_scale_inv", "a.w1.scale"]);
-        assert_eq!(scaled("a.w1.scale").as_deref(), Some("a.w1.weight"));
-        assert_eq!(scaled("hc_attn_scale"), None);
+    fn what_lies_beside_numbers_is_told_by_endings() {
+        let of = |name: &str| companions_of(name).map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(of("a.w1.weight")[..3], ["a.w1.weight_scale_inv", "a.w1.weight_scale", "a.w1.scale"]);
+        assert_eq!(of("a.q_proj.qweight"), ["a.q_proj.scales", "a.q_proj.qzeros", "a.q_proj.g_idx"]);
+        assert_eq!(numbers_of("a.w1.scale").collect::<Vec<_>>(), ["a.w1.weight"]);
+        let both = ["a.x.weight", "a.x.weight_packed"];
+        assert_eq!(numbers_of("a.x.weight_scale").collect::<Vec<_>>(), both);
+        assert_eq!(numbers_of("hc_attn_scale").next(), None);
+        assert_eq!(endings_of("a.weight_packed", Companion::Scale), ["weight_scale"]);
+    }
+
+    #[test]
+    fn packed_numbers_are_those_of_the_weight() {
+        let names = names("qwen3_moe");
+        for ending in ["weight_packed", "qweight"] {
+            let name = format!("model.layers.3.mlp.experts.5.up_proj.{ending}");
+            assert_eq!(names.canonical(&name), "model.layers.3.mlp.experts.5.up_proj.weight");
+        }
     }
 
     #[test]
@@ -229,6 +334,7 @@ mod tests {
         assert_eq!(layouts("model.layers.0.mlp.experts.gate_up_proj_blocks"), (1, false));
         assert_eq!(layouts("model.layers.0.mlp.experts.gate_up_proj"), (2, true));
         assert_eq!(layouts("model.layers.0.mlp.experts.down_proj_bias"), (3, false));
-        assert_eq!(scaled("a.experts.down_proj_scales").as_deref(), Some("a.experts.down_proj_blocks"));
+        let blocks = numbers_of("a.experts.down_proj_scales").next();
+        assert_eq!(blocks.as_deref(), Some("a.experts.down_proj_blocks"));
     }
 }

@@ -53,6 +53,11 @@ impl ModelSpec {
         self.hidden * self.hyper.map_or(1, |h| h.n_streams)
     }
 
+    /// Whether a forward pass is described.
+    pub fn has_forward(&self) -> bool {
+        self.layers.iter().all(|layer| layer.attention != Attention::Carried)
+    }
+
     /// Layers with routed experts, ascending.
     pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &Moe)> {
         self.layers.iter().enumerate().filter_map(|(l, layer)| Some((l, layer.mlp.moe()?)))

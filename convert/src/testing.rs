@@ -175,10 +175,6 @@ impl TestCheckpoint {
         self.tensors.remove(at)
     }
 
-    pub fn rename(&mut self, from: &str, to: &str) {
-        self.find(from).name = to.to_owned();
-    }
-
     /// Stores a BF16 matrix as FP8 with one scale for every 4 × 4 block of numbers.
     pub fn store_as_fp8(&mut self, name: &str) {
         let t = self.find(name);

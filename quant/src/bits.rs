@@ -17,7 +17,7 @@
 use crate::per_isa;
 
 /// The widths that [`pack`] and [`unpack`] know.
-pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+pub const WIDTHS: [u32; 7] = [2, 3, 4, 5, 6, 7, 8];
 
 /// Bytes that `n` codes of `bits` bits take, rounded up.
 pub const fn packed_bytes(bits: u32, n: usize) -> usize {
@@ -41,6 +41,7 @@ pub(crate) fn pack_body(bits: u32, codes: &[u8], out: &mut [u8]) {
         4 => pack_width::<4>(codes, out),
         5 => pack_width::<5>(codes, out),
         6 => pack_width::<6>(codes, out),
+        7 => pack_width::<7>(codes, out),
         _ => out.copy_from_slice(codes),
     }
 }
@@ -53,6 +54,7 @@ pub(crate) fn unpack_body(bits: u32, packed: &[u8], out: &mut [u8]) {
         4 => unpack_width::<4>(packed, out),
         5 => unpack_width::<5>(packed, out),
         6 => unpack_width::<6>(packed, out),
+        7 => unpack_width::<7>(packed, out),
         _ => out.copy_from_slice(&packed[..out.len()]),
     }
 }

@@ -11,6 +11,7 @@ use moepack_format::{Error, PlaneSpec, Result};
 use crate::isa::Isa;
 use crate::numbers;
 
+pub mod affine;
 mod columns;
 pub mod fp8_block;
 pub mod int;
@@ -44,6 +45,7 @@ pub const CODECS: &[CodecFamily] = &[
     mxfp4::FAMILY,
     nvfp4::FAMILY,
     int::FAMILY,
+    affine::FAMILY,
     tcq::FAMILY,
 ];
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use moepack_quant::codec::int;
 use moepack_quant::{Isa, Matrix, bits, codec, numbers};
 use safetensors::SafeTensors;
 
@@ -105,20 +106,16 @@ fn nvfp4_decodes_as_in_compressed_tensors() {
         let divisor = golden.f32s(&format!("weight_global_scale_{which}"))[0];
         let global = (1.0 / divisor).to_le_bytes();
         let decoded = format!("decoded_{which}");
-        check_decode(
-            "nvfp4",
-            &[&packed, &scales, &global],
-            golden.shape(&decoded),
-            &golden.f32s(&decoded),
-            ulps,
-        );
+        let (shape, expected) = (golden.shape(&decoded), golden.f32s(&decoded));
+        check_decode("nvfp4", &[&packed, &scales, &global], shape, &expected, ulps);
+        check_decode("nvfp4-div", &[&packed, &scales, &divisor.to_le_bytes()], shape, &expected, 0);
     }
 }
 
 #[test]
 fn integers_decode_as_in_compressed_tensors() {
     let golden = Golden::open("int.safetensors");
-    for width in bits::WIDTHS {
+    for width in int::WIDTHS {
         for asym in ["", "-asym"] {
             let name = format!("int{width}-g32{asym}");
             let (packed, scale) =
@@ -152,7 +149,7 @@ fn packed_zero_points(golden: &Golden, name: &str, width: u32) -> Vec<u8> {
 #[test]
 fn ragged_rows_are_packed_as_in_compressed_tensors() {
     let golden = Golden::open("int.safetensors");
-    for width in bits::WIDTHS {
+    for width in int::WIDTHS {
         let (_, cols) = golden.shape(&format!("int{width}.ragged_q"));
         let q = golden.bytes(&format!("int{width}.ragged_q"));
         let packed = golden.bytes(&format!("int{width}.ragged_packed"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use moepack_convert::Model;
+use moepack_convert::{Model, Role, TrunkTensor};
 use moepack_format::Result;
 use serde::Serialize;
 
@@ -61,8 +61,17 @@ struct Report<'a> {
     /// With `--experts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     experts: Option<Vec<ExpertRow<'a>>>,
+    /// What is kept as it is and no part of the forward pass, by place.
+    carried: BTreeMap<String, Carried>,
     left_out: Vec<String>,
     warnings: Vec<String>,
+}
+
+/// Tensors of one place that are carried, such as those of a vision tower.
+#[derive(Debug, Default, Serialize)]
+struct Carried {
+    tensors: u64,
+    bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -129,9 +138,29 @@ fn report<'a>(model: &'a Model, args: &Arguments) -> Result<Report<'a>> {
         trunk_dtypes,
         layers,
         experts: args.experts.then(|| experts(model)).transpose()?,
+        carried: carried(trunk),
         left_out: model.catalog().left_out.iter().map(|(name, reason)| format!("{name}: {reason}")).collect(),
         warnings: model.warnings().to_vec(),
     })
+}
+
+/// Carried tensors by what their names begin with: to the first word, or that behind a layer's number.
+fn carried(trunk: &[TrunkTensor]) -> BTreeMap<String, Carried> {
+    let mut places = BTreeMap::<String, Carried>::new();
+    for tensor in trunk.iter().filter(|t| t.role == Role::Carried) {
+        let place = places.entry(place_of(&tensor.name)).or_default();
+        place.tensors += 1;
+        place.bytes += tensor.bytes;
+    }
+    places
+}
+
+fn place_of(name: &str) -> String {
+    let words: Vec<&str> = name.split('.').collect();
+    let is_number = |w: &&str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit());
+    let end = words.iter().position(is_number).map_or(1, |at| at + 2);
+    let shown = words.iter().take(end).map(|w| if is_number(w) { "*" } else { w });
+    shown.collect::<Vec<_>>().join(".")
 }
 
 fn layer_report(model: &Model, layer: usize, n_experts: usize) -> Result<LayerReport> {
@@ -215,6 +244,9 @@ fn text(r: &Report<'_>) -> String {
     text += &table(&rows);
     if let Some(rows) = &r.experts {
         text += &format!("\n{}", expert_table(rows));
+    }
+    for (place, c) in &r.carried {
+        text += &format!("carried: {place}, {} tensors, {}\n", c.tensors, human(c.bytes));
     }
     for note in &r.left_out {
         text += &format!("left out: {note}\n");

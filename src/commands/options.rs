@@ -24,6 +24,9 @@ use crate::session::Session;
 /// The codec where none is asked for: the smallest loss that most engines can run.
 pub const CODEC_DEFAULT: &str = "int4-g64";
 
+/// Bits of the shortest numbers that stand for themselves, BF16 and F16.
+const FLOAT_BITS: f64 = 16.0;
+
 /// The codec that meets a budget where none is asked for: the nearest to the limit of what bits can do.
 const CODEC_OF_BUDGETS: &str = "tcq256";
 
@@ -227,7 +230,11 @@ impl RecipeArgs {
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
         let trunk = self.trunk()?;
         let Some(limit) = limit else {
-            let codec = self.codec.as_deref().unwrap_or(CODEC_DEFAULT);
+            let codec = match &self.codec {
+                Some(codec) => codec,
+                None if are_quantized(model)? => NATIVE,
+                None => CODEC_DEFAULT,
+            };
             if codec != NATIVE {
                 moepack_quant::codec(codec)?;
             }
@@ -270,12 +277,31 @@ impl RecipeArgs {
     }
 }
 
+/// Whether all routed experts were released in fewer bits than a float has, so that coding them anew would only lose.
+///
+/// # Errors
+/// An expert whose tensors do not say how it is stored.
+pub fn are_quantized(model: &Model) -> Result<bool> {
+    let mut layers = moe_layers(model.spec()).into_iter().peekable();
+    if layers.peek().is_none() {
+        return Ok(false);
+    }
+    for (layer, _) in layers {
+        for stored in model.expert_parts(layer, 0)?.iter().filter(|s| s.part.is_matrix()) {
+            if stored.codec.bits_per_weight(stored.rows, stored.cols)? >= FLOAT_BITS {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
 /// The tables tell the names, so that a new row is in the help.
 fn codec_help() -> String {
     let known: Vec<&str> = CODECS.iter().map(|family| family.pattern).collect();
     format!(
-        "One codec for all routed experts: {NATIVE}, {} [default: {CODEC_DEFAULT}; with a budget {CODEC_OF_BUDGETS}, \
-         or {FIXED_RATES} for a choice among integer codecs]",
+        "One codec for all routed experts: {NATIVE}, {} [default: {NATIVE} where they were released quantized, else \
+         {CODEC_DEFAULT}; with a budget {CODEC_OF_BUDGETS}, or {FIXED_RATES} for a choice among integer codecs]",
         known.join(", ")
     )
 }

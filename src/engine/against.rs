@@ -10,7 +10,7 @@ use moepack_verify::drift::SquareSums;
 use moepack_verify::forward::ordered;
 
 use crate::engine::trunk::Trunk;
-use crate::recipe::{Choice, TrunkRule, matrix_name, moe_layers};
+use crate::recipe::{Choice, Choices, Recipe, TrunkRule, matrix_name, moe_layers};
 use crate::session::Session;
 
 /// The recorded error is a sum in another order; this much more is rounding.
@@ -33,10 +33,20 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
         damage.push(difference("manifest.json", None, "the checkpoint has other layers or experts".into()));
         return Ok(damage);
     }
-    for (layer, n_experts) in moe_layers(checkpoint.spec()) {
-        damage.extend(experts(session, bundle, checkpoint, layer, n_experts)?);
+    let choices = choices(bundle)?;
+    for layer in moe_layers(checkpoint.spec()) {
+        damage.extend(experts(session, bundle, checkpoint, layer, choices.as_ref())?);
     }
     Ok(damage)
+}
+
+/// What the bundle's recipe says of experts; a manifest may have none that this version reads.
+fn choices(bundle: &Model) -> Result<Option<Choices>> {
+    let recipe = bundle.bundle().and_then(|b| b.manifest.recipe.get("recipe").cloned());
+    let recipe: Option<Recipe> = recipe.and_then(|r| serde_json::from_value(r).ok());
+    recipe.map(|r| Choices::new(&r, &moe_layers(bundle.spec()))).transpose().map_err(|e| {
+        Error::bad_data(format!("the recipe does not fit the model: {}", e.what())).in_file(bundle.root())
+    })
 }
 
 /// What the bundle's recipe says of the trunk.
@@ -108,8 +118,8 @@ fn experts(
     session: &Session,
     bundle: &Model,
     checkpoint: &Model,
-    layer: usize,
-    n_experts: usize,
+    (layer, n_experts): (usize, usize),
+    choices: Option<&Choices>,
 ) -> Result<Vec<Damage>> {
     let id = u32::try_from(layer).unwrap_or(u32::MAX);
     let entry = bundle.bundle().and_then(|b| b.manifest.layer(id));
@@ -118,7 +128,9 @@ fn experts(
     let mut sums = SquareSums::default();
     let work = |e: usize| {
         session.stop.check()?;
-        compare(&bundle.expert(layer, e)?, &checkpoint.expert(layer, e)?)
+        let is_native =
+            |part| choices.is_some_and(|c| matches!(c.of_part(layer, e, part), Ok(Choice::Native)));
+        compare(&bundle.expert(layer, e)?, &checkpoint.expert(layer, e)?, is_native)
     };
     ordered(n_experts, work, |e, (differing, error): (Vec<Part>, SquareSums)| {
         sums.add(&error);
@@ -144,13 +156,18 @@ fn difference(file: &str, layer: Option<u32>, what: String) -> Damage {
     Damage { file: file.to_owned(), layer, expert: None, tensor: None, byte: None, what }
 }
 
-/// Parts that were kept and differ; error of those that were not kept.
-fn compare(kept: &CodedExpert, released: &CodedExpert) -> Result<(Vec<Part>, SquareSums)> {
+/// Parts that were kept and differ, bit by bit where the recipe says `native`; error of those that were not kept.
+fn compare(
+    kept: &CodedExpert,
+    released: &CodedExpert,
+    is_native: impl Fn(Part) -> bool,
+) -> Result<(Vec<Part>, SquareSums)> {
     let isa = Isa::get();
     let (mut differing, mut sums) = (Vec::new(), SquareSums::default());
     for part in &released.parts {
         match kept.part(part.part) {
             Some(k) if k.codec.name() == part.codec.name() && k.planes == part.planes => {}
+            Some(_) if is_native(part.part) => differing.push(part.part),
             Some(k) if part.part.is_matrix() && k.codec.name() != part.codec.name() => {
                 sums.add(&SquareSums::of(isa, &part.decode(isa)?, &k.decode(isa)?));
             }

@@ -225,6 +225,7 @@ fn window_bytes(spec: &ModelSpec, ctx: usize) -> u64 {
         Attention::Mla(a) => {
             a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim) + index_values(a.choice.indexer(), ctx)
         }
+        Attention::Carried => 0,
         Attention::Delta(a) => 2 * a.n_channels() + 4 * a.n_v_heads * a.v_dim + 2 * a.n_v_heads,
         Attention::Compressed(a) => {
             let indexer = a.compression.as_ref().and_then(|c| c.indexer.as_ref());
@@ -248,7 +249,7 @@ fn layer_bytes_max(model: &Model) -> u64 {
     let used = |t: &&moepack_convert::TrunkTensor| !t.is_scale && t.role != Role::Carried;
     for tensor in model.trunk_tensors().iter().filter(used) {
         let Some(layer) = tensor.layer else { continue };
-        let bytes = 4 * tensor.shape.iter().product::<u64>();
+        let bytes = 4 * tensor.decoded.iter().product::<u64>();
         let (sum, largest) = layers.entry(layer).or_default();
         (*sum, *largest) = (*sum + bytes, bytes.max(*largest));
     }

@@ -1,6 +1,6 @@
 //! Coding one expert: each matrix by its codec and solver, everything else as it was released.
 
-use moepack_convert::{CodedExpert, CodedPart, Part};
+use moepack_convert::{CodedExpert, CodedPart, FiniteCheck, Part};
 use moepack_format::{Context, Result};
 use moepack_quant::solve::Solver;
 use moepack_quant::stats::ColumnStats;
@@ -88,7 +88,7 @@ impl Coder<'_> {
         for part in source.parts {
             let mut note = MatrixNote::of(part.part);
             let new = match self.choices.of_part(layer, index, part.part)? {
-                Choice::Native => part,
+                Choice::Native => checked(part)?,
                 Choice::Codec(codec) => self
                     .recode(part, codec, learnt, &mut note, &mut sums)
                     .in_tensor(&matrix_name(layer, index, note.part))?,
@@ -167,6 +167,17 @@ impl Coder<'_> {
         }
         Ok((planes, loss))
     }
+}
+
+/// A part that is kept, whose planes hold no NaN and no infinity.
+fn checked(part: CodedPart) -> Result<CodedPart> {
+    let specs = part.codec.planes(part.rows, part.cols)?;
+    for (spec, plane) in specs.iter().zip(&part.planes) {
+        let mut check = FiniteCheck::new(spec.dtype);
+        check.look(plane);
+        check.finish().map_err(|e| part.source.locate(e))?;
+    }
+    Ok(part)
 }
 
 impl MatrixNote {

@@ -151,7 +151,9 @@ fn trials(plan: &Plan<'_>) -> Result<Trials> {
         places.into_par_iter().map(|(l, e, part)| trial(plan, l, e, part)).collect::<Result<Vec<_>>>()?;
     let (seconds, n_weights) = trials.iter().fold((0.0, 0), |(s, n), t| (s + t.seconds, n + t.n_weights));
     let weights = plan.sizes.expert_weights().max(1) as f64;
-    let mut kld = KLD_FLOOR;
+    // What is kept bit for bit does not drift.
+    let is_kept = n_weights == 0 && matches!(plan.choices.trunk(), Choice::Native);
+    let mut kld = if is_kept { 0.0 } else { KLD_FLOOR };
     for &(layer, n_experts) in &layers {
         for part in MATRICES {
             let near = trials.iter().filter(|t| t.part == part).min_by_key(|t| t.layer.abs_diff(layer));

@@ -203,7 +203,7 @@ fn coded_pieces(
 ) -> Result<BTreeMap<(Option<usize>, Role), CodedPiece>> {
     let mut coded = BTreeMap::new();
     for tensor in tensors.iter().filter(|t| !t.is_scale && MATRICES.contains(&t.role)) {
-        let [rows, cols] = *tensor.shape else { continue };
+        let [rows, cols] = *tensor.decoded else { continue };
         if rows.min(cols) < SIDE_MIN {
             continue;
         }

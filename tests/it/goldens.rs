@@ -70,7 +70,7 @@ fn a_text_has_the_perplexity_that_transformers_finds() {
 }
 
 /// NLLs that `moepack perplexity` writes for windows of token ids.
-fn nlls(model: &Path, windows: &Value) -> Vec<Vec<f64>> {
+pub fn nlls(model: &Path, windows: &Value) -> Vec<Vec<f64>> {
     let work = tempfile::tempdir().unwrap();
     fs::write(work.path().join("windows.json"), windows.to_string()).unwrap();
     let args = ["perplexity", path(model), "--tokens", "windows.json", "--nll-out", "nll.json"];
@@ -80,7 +80,7 @@ fn nlls(model: &Path, windows: &Value) -> Vec<Vec<f64>> {
 }
 
 /// Windows of a golden file, and the NLLs of their tokens from its logits.
-fn golden_nlls(file: &Path) -> (Value, Vec<Vec<f64>>) {
+pub fn golden_nlls(file: &Path) -> (Value, Vec<Vec<f64>>) {
     let bytes = fs::read(file).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
     let (ids, logits) = (golden.tensor("input_ids").unwrap(), golden.tensor("logits").unwrap());
@@ -102,7 +102,7 @@ fn nll(logits: &[f64], id: usize) -> f64 {
 }
 
 /// The largest difference of two lists of the same shape.
-fn distance(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
+pub fn distance(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
     let lens = |x: &[Vec<f64>]| x.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(lens(a), lens(b), "numbers of scored tokens differ");
     a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)

@@ -14,7 +14,8 @@ use crate::support::{Run, fixture, listing, moepack};
 use damage::{INDEX, Model, Tensor, WEIGHTS, find, zeros};
 
 mod configs;
-mod damage;
+pub mod damage;
+mod encodings;
 mod files;
 mod headers;
 mod tensors;
@@ -40,6 +41,8 @@ const SECOND: &str = "model-00002-of-00003.safetensors";
 
 const QUANTIZE: &[&str] = &["quantize", "model", "-o", "out.moepack", "--codec", "int8"];
 const INSPECT: &[&str] = &["inspect", "model"];
+/// Keeps what was released quantized.
+const KEEP: &[&str] = &["quantize", "model", "-o", "out.moepack", "--codec", "native"];
 
 #[test]
 fn a_damaged_file_is_refused() {
@@ -69,6 +72,16 @@ fn a_missing_or_foreign_tensor_is_refused() {
 #[test]
 fn a_value_that_no_codec_can_hold_is_refused() {
     each(tensors::VALUES, &[QUANTIZE]);
+}
+
+#[test]
+fn a_quantized_release_that_does_not_fit_together_is_refused() {
+    each(encodings::HEADERS, &[INSPECT, QUANTIZE, KEEP]);
+}
+
+#[test]
+fn a_quantized_release_whose_scales_mean_nothing_is_refused() {
+    each(encodings::VALUES, &[QUANTIZE, KEEP]);
 }
 
 #[test]

@@ -131,6 +131,12 @@ impl Weights for Model {
     }
 }
 
+/// Refuses a model whose forward pass is not described.
+pub fn no_forward(spec: &ModelSpec) -> Error {
+    Error::bad_data(format!("the forward pass of {} is not implemented", spec.family))
+        .hint("inspect, plan, check, and quantize without --calibrate and --verify do without one")
+}
+
 /// The residual stream: one row a token, windows one after the other.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stream {

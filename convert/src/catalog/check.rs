@@ -7,7 +7,7 @@ use moepack_format::{Dtype, Error, Result};
 use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::{SourceTensor, listed};
 use crate::dims;
-use crate::encoding::{encoding, is_mxfp4, not_integers, stored_shape};
+use crate::encoding::{Encoded, Holding, encoding, not_integers, stored_shape};
 use crate::family::{Dim, ExpertLayout, Holds, Mtp, Piece};
 use crate::limits::LISTED_MAX;
 use crate::names;
@@ -15,12 +15,12 @@ use crate::spec::{Part, Role};
 
 /// Endings of storage schemes that are known but not read.
 const FOREIGN: &[(&str, &str)] = &[
-    (".weight_packed", "compressed-tensors packed weights"),
-    (".qweight", "GPTQ or AWQ weights"),
-    (".weight_scale", "compressed-tensors or ModelOpt scales"),
-    (".weight_scale_2", "ModelOpt NVFP4 scales"),
     (".absmax", "bitsandbytes weights"),
-    (".scales", "GPTQ, AWQ or MLX scales"),
+    (".quant_map", "bitsandbytes weights"),
+    (".bitmask", "compressed-tensors sparse weights"),
+    (".qscale_weight", "Mistral's own scales"),
+    (".meta", "compressed-tensors marlin-24 weights"),
+    (".biases", "MLX weights"),
 ];
 
 impl Claims<'_> {
@@ -76,7 +76,7 @@ impl Claims<'_> {
             .orphans
             .iter()
             .filter_map(|&i| self.tensor(i as usize))
-            .map(|t| format!("{} of {}", t.name, names::scaled(&t.name).unwrap_or_default()))
+            .map(|t| format!("{} of {}", t.name, names::numbers_of(&t.name).next().unwrap_or_default()))
             .collect();
         if orphans.is_empty() {
             return Ok(());
@@ -91,13 +91,10 @@ impl Claims<'_> {
         let mut n_wrong = 0;
         for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let expected = match claim {
-                Claim::Trunk(rule, layer, _) => {
-                    let dims = rule.shape.iter().zip(&t.shape).map(|(&d, &found)| match d {
-                        Dim::Any => Some(found),
-                        d => dims::dim(self.source.spec, layer, d),
-                    });
-                    dims.collect::<Option<Vec<u64>>>()
-                }
+                Claim::Trunk(..) => self.decoded(claim, t).map(|decoded| match *decoded {
+                    [rows, cols] => stored_shape(t, None, rows, cols, self.source.hints),
+                    _ => decoded,
+                }),
                 Claim::Expert { piece, layer, .. } => self.expert_shape(piece, layer, t),
                 _ => continue,
             };
@@ -110,6 +107,16 @@ impl Claims<'_> {
         if n_wrong == 0 { Ok(()) } else { Err(self.contradiction(&rows, n_wrong)) }
     }
 
+    /// Shape of what a trunk tensor decodes to.
+    pub(super) fn decoded(&self, claim: Claim, tensor: &SourceTensor) -> Option<Vec<u64>> {
+        let Claim::Trunk(rule, layer, _) = claim else { return None };
+        let length = |(at, &dim): (usize, &Dim)| match dim {
+            Dim::Any => tensor.shape.get(at).copied(),
+            dim => dims::dim(self.source.spec, layer, dim),
+        };
+        rule.shape.iter().enumerate().map(length).collect()
+    }
+
     /// Shape of the tensor that holds a piece.
     fn expert_shape(&self, piece: &Piece, layer: usize, tensor: &SourceTensor) -> Option<Vec<u64>> {
         let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
@@ -120,7 +127,7 @@ impl Claims<'_> {
         Some(match (is_matrix, n) {
             (false, _) => n.into_iter().chain([rows]).collect(),
             (true, Some(n)) if piece.flat => vec![n * rows, cols],
-            (true, _) => stored_shape(&tensor.name, tensor.dtype, n, rows, cols),
+            (true, _) => stored_shape(tensor, n, rows, cols, self.source.hints),
         })
     }
 
@@ -247,19 +254,25 @@ impl Claims<'_> {
 
     /// Every weight can be decoded.
     pub(super) fn check_encodings(&self, catalog: &Catalog) -> Result<()> {
-        for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
-            let scales = self.partner(at).map(|(_, s)| s);
+        for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
+            let encoded = self.encoded(t);
             let checked = match claim {
                 Claim::Trunk(rule, ..) if rule.role.is_table() => match t.dtype {
                     Dtype::I64 | Dtype::I32 => Ok(()),
                     other => Err(not_integers(other).in_tensor(&*t.name)),
                 },
-                Claim::Trunk(..) => encoding(t, scales, None, matrix(t), self.source.fp8_block).map(|_| ()),
-                Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, t, scales),
-                // Copied as it is, but not without what gives the numbers their meaning.
-                Claim::Carried(_) if scales.is_some() || t.dtype == Dtype::F8E4m3 => {
-                    encoding(t, scales, None, matrix(t), self.source.fp8_block).map(|_| ())
+                // A bundle's planes are compared by their codec.
+                Claim::Trunk(..) if self.source.checkpoint.coded(&t.name).is_some() => Ok(()),
+                Claim::Trunk(..) => {
+                    let shape = self.decoded(claim, t).unwrap_or_else(|| t.shape.to_vec());
+                    self.check_encoding(&encoded, Holding::plain(matrix(&shape)))
                 }
+                Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, &encoded),
+                // Copied as it is, but not without what gives the numbers their meaning.
+                Claim::Carried(_) => match carried_matrix(&encoded) {
+                    Some(shape) => self.check_encoding(&encoded, Holding::plain(shape)),
+                    None => Ok(()),
+                },
                 _ => Ok(()),
             };
             checked.map_err(|e| e.in_file(self.source.checkpoint.path_of(t)))?;
@@ -267,23 +280,23 @@ impl Claims<'_> {
         Ok(())
     }
 
+    fn check_encoding(&self, encoded: &Encoded<'_>, holding: Holding) -> Result<()> {
+        encoding(encoded, holding, self.source.hints).map(|_| ())
+    }
+
     fn check_piece(
         &self,
         catalog: &Catalog,
         piece: &Piece,
         layer: usize,
-        tensor: &SourceTensor,
-        scales: Option<&SourceTensor>,
+        encoded: &Encoded<'_>,
     ) -> Result<()> {
         let Some(experts) = catalog.layer(layer) else { return Ok(()) };
         let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
-        let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
         let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
-        if is_mxfp4(&tensor.name, tensor.dtype) && !cols.is_multiple_of(32) {
-            let what = format!("MXFP4 blocks of rows of {cols} numbers, expected a multiple of 32");
-            return Err(Error::bad_data(what).in_tensor(&*tensor.name));
-        }
-        encoding(tensor, scales, n, (rows, cols), self.source.fp8_block).map(|_| ())
+        let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let transposed = piece.is_transposed(rows, cols, &encoded.tensor.shape);
+        self.check_encoding(encoded, Holding { n, rows, cols, transposed })
     }
 
     fn full_name(&self, name: &str, layer: usize, expert: usize) -> String {
@@ -329,12 +342,30 @@ pub(crate) fn piece_dims(piece: &Piece, hidden: usize, inter: usize) -> (u64, u6
     (rows * times, cols, part.is_matrix())
 }
 
-/// A tensor of the trunk as a matrix: vectors are one row, and a byte of FP4 pairs is two columns.
-pub(crate) fn matrix(tensor: &SourceTensor) -> (u64, u64) {
-    match *tensor.shape {
-        [rows, cols] if tensor.dtype == Dtype::I8 => (rows, cols.saturating_mul(2)),
+/// Lengths as a matrix: vectors are one row.
+pub(crate) fn matrix(shape: &[u64]) -> (u64, u64) {
+    match *shape {
         [rows, cols] => (rows, cols),
-        _ => (1, tensor.shape.iter().product()),
+        _ => (1, shape.iter().product()),
+    }
+}
+
+/// The matrix that a tensor holds of which no rule says the shape; `None` where nothing beside it gives it meaning, or
+/// its shape does not tell.
+pub(crate) fn carried_matrix(encoded: &Encoded<'_>) -> Option<(u64, u64)> {
+    let tensor = encoded.tensor;
+    if encoded.companions().is_empty() && tensor.dtype != Dtype::F8E4m3 {
+        return None;
+    }
+    match (tensor.dtype, &*tensor.shape) {
+        (Dtype::F8E4m3 | Dtype::Bf16 | Dtype::F16 | Dtype::F32, shape) => Some(matrix(shape)),
+        (Dtype::U8, [rows, cols]) => Some((*rows, cols.saturating_mul(2))),
+        (Dtype::I8, [rows, cols]) => {
+            let scale = encoded.get(names::Companion::Scale)?;
+            let pairs = matches!(scale.dtype, Dtype::F8E8m0);
+            Some((*rows, if pairs { cols.saturating_mul(2) } else { *cols }))
+        }
+        _ => None,
     }
 }
 

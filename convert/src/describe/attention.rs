@@ -50,6 +50,7 @@ pub(super) fn attentions(
             check_first_choice(config, &layers)?;
             Ok(layers)
         }
+        AttentionRule::Carried => Ok(vec![Attention::Carried; base.n_layers]),
         AttentionRule::Compressed(rule) => {
             let layers = compressed(family, &rule, config, base)?;
             Ok(layers.into_iter().map(Attention::Compressed).collect())

@@ -94,7 +94,7 @@ fn groups_and_latents_that_make_no_sense_are_refused() {
 fn block_sizes_are_two_integers() {
     let block = |value: Value| {
         let text = json!({ "quantization_config": { "weight_block_size": value } }).to_string();
-        fp8_block(&Config::parse(Path::new("config.json"), text.as_bytes()).unwrap())
+        hints(&Config::parse(Path::new("config.json"), text.as_bytes()).unwrap()).map(|h| h.block)
     };
     assert_eq!(block(json!([128, 64])), Ok(Some([128, 64])));
     assert_eq!(block(Value::Null), Ok(None));
@@ -104,6 +104,25 @@ fn block_sizes_are_two_integers() {
         );
         assert_eq!(block(bad).unwrap_err().what(), says);
     }
+}
+
+#[test]
+fn what_tensors_do_not_tell_of_storage_is_asked_of_config_json() {
+    let of = |quantization: Value| {
+        let text = json!({ "quantization_config": quantization }).to_string();
+        hints(&Config::parse(Path::new("config.json"), text.as_bytes()).unwrap())
+    };
+    let group = |bits: u32| json!({ "weights": { "num_bits": bits, "group_size": 32 } });
+    let said =
+        of(json!({ "config_groups": { "a": group(4), "b": group(4), "c": { "targets": [] } } })).unwrap();
+    assert_eq!((said.bits, said.group), (Some(4), Some(32)));
+    assert_eq!(of(json!({ "config_groups": { "a": group(4), "b": group(8) } })).unwrap().bits, None);
+    let v2 = json!({ "quant_method": "gptq", "bits": 3, "group_size": -1, "checkpoint_format": "gptq_v2" });
+    let v2 = of(v2).unwrap();
+    assert_eq!((v2.bits, v2.group, v2.gptq_v2), (Some(3), None, true));
+    let e = of(json!({ "quant_method": "gptq", "checkpoint_format": "marlin" })).unwrap_err();
+    assert_eq!(e.what(), "quantization_config.checkpoint_format is \"marlin\", expected gptq or gptq_v2");
+    assert_eq!(e.kind().exit_code(), 65);
 }
 
 #[test]

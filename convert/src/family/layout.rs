@@ -45,6 +45,13 @@ pub enum Split {
 }
 
 impl Piece {
+    /// Whether it holds matrices, not biases.
+    pub fn holds_matrix(&self) -> bool {
+        match self.holds {
+            Holds::One(part) | Holds::Two(part, _, _) => part.is_matrix(),
+        }
+    }
+
     /// Whether a tensor that should hold `rows × cols` is stored `[in, out]`; its last two lengths are `shape`.
     pub fn is_transposed(&self, rows: u64, cols: u64, shape: &[u64]) -> bool {
         let straight = self.either && shape.ends_with(&[rows, cols]);

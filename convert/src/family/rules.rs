@@ -98,6 +98,8 @@ pub enum AttentionRule {
     /// Latent attention in the layers that `layer_types` calls `full_attention` (without the list those in
     /// `linear_attn_config.full_attn_layers`, counted from 1), linear attention in the others.
     HybridMla(MlaRule, DeltaRule),
+    /// Not described; its tensors are carried.
+    Carried,
 }
 
 /// Linear attention of a family: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,

@@ -6,9 +6,9 @@ use moepack_quant::{CodecRef, Planes, codec};
 
 use super::{Model, to_usize};
 use crate::catalog::{LayerExperts, NONE, PieceTensors, piece_dims};
-use crate::checkpoint::{SourceTensor, zeroed};
+use crate::checkpoint::SourceTensor;
 use crate::coded::{CodedExpert, CodedPart, Origin};
-use crate::encoding::{check_scales, encoding};
+use crate::encoding::{Encoded, Encoding, Holding, encoding};
 use crate::family::{Holds, Piece, Split};
 use crate::layout::{Columns, split_rows, transpose_columns};
 use crate::spec::{Moe, Part};
@@ -26,17 +26,13 @@ pub struct StoredPart {
     pub cols: usize,
 }
 
-/// One tensor of a checkpoint that holds parts of an expert.
+/// One tensor of a checkpoint that holds parts of an expert, and what belongs to it.
 struct Stored<'a> {
-    /// Stored `[in, out]`.
-    transposed: bool,
     piece: &'static Piece,
-    tensor: &'a SourceTensor,
-    scales: Option<&'a SourceTensor>,
-    /// How many experts share the tensor.
-    n: Option<u64>,
-    codec: CodecRef,
+    encoded: Encoded<'a>,
+    encoding: Encoding<'a>,
     /// Output rows of all parts together, and input columns; of a bias its length and 1.
+    holding: Holding,
     rows: usize,
     cols: usize,
 }
@@ -101,7 +97,7 @@ impl Model {
                 let stored = self.stored_piece(experts, moe, tensors, expert)?;
                 for part in stored.parts() {
                     let (rows, cols) = stored.shape_of(part);
-                    parts.push(StoredPart { part, codec: stored.codec.clone(), rows, cols });
+                    parts.push(StoredPart { part, codec: stored.encoding.codec.clone(), rows, cols });
                 }
             }
         }
@@ -144,18 +140,17 @@ impl Model {
     ) -> Result<Stored<'a>> {
         let stacked = tensors.is_stacked();
         let slot = if stacked { 0 } else { expert };
-        let get = |list: &[u32]| {
-            list.get(slot).filter(|&&i| i != NONE).and_then(|&i| self.checkpoint.tensors().get(i as usize))
-        };
-        let tensor = get(&tensors.tensors);
+        let tensor = tensors.tensors.get(slot).filter(|&&i| i != NONE);
+        let tensor = tensor.and_then(|&i| self.checkpoint.tensors().get(i as usize));
         let tensor = tensor.ok_or_else(|| Error::bad_data(format!("expert {expert} is not there")))?;
-        let scales = get(&tensors.scales);
         let n = stacked.then_some(experts.n_experts as u64);
         let (rows, cols, _) = piece_dims(tensors.piece, self.spec.hidden, moe.inter);
-        let codec = encoding(tensor, scales, n, (rows, cols), self.fp8_block)?.codec;
         let transposed = self.is_transposed(experts, moe, tensors.piece, tensor);
+        let holding = Holding { n, rows, cols, transposed };
+        let encoded = Encoded::of(&self.checkpoint, tensor);
+        let encoding = encoding(&encoded, holding, self.hints)?;
         let (rows, cols) = (to_usize(rows)?, to_usize(cols)?);
-        Ok(Stored { piece: tensors.piece, transposed, tensor, scales, n, codec, rows, cols })
+        Ok(Stored { piece: tensors.piece, encoded, encoding, holding, rows, cols })
     }
 
     /// Whether a tensor is stored `[in, out]`. A square one that may be either lies as the others of its layer do.
@@ -175,33 +170,20 @@ impl Model {
 
     /// The parts of an expert that one tensor holds.
     fn read_piece(&self, stored: &Stored<'_>, expert: usize) -> Result<Vec<CodedPart>> {
-        let (tensor, n) = (stored.tensor, stored.n);
+        let (tensor, n) = (stored.encoded.tensor, stored.holding.n);
         let file = self.checkpoint.path_of(tensor).to_owned();
         let name = if n.is_some() { format!("{} [{expert}]", tensor.name) } else { tensor.name.to_string() };
         let origin = Origin { file, tensor: name };
-        let mut planes = vec![self.slice(tensor, n, expert)?];
-        if let Some(scales) = stored.scales {
-            let factors = self.slice(scales, n, expert)?;
-            let width = (scales.dtype.bits() / 8).max(1);
-            let first = if n.is_some() { factors.len() as u64 / width * expert as u64 } else { 0 };
-            check_scales(scales, first, &factors).map_err(|e| e.in_file(self.checkpoint.path_of(scales)))?;
-            planes.push(factors);
-        }
+        let which = if n.is_some() { expert } else { 0 };
+        let planes = self.planes(&stored.encoded, &stored.encoding, stored.holding, which);
+        let planes = planes.map_err(|e| if e.tensor().is_some() { e } else { origin.locate(e) })?;
         let arranged = stored.arrange(planes).map_err(|e| origin.locate(e))?;
         let part = |(part, planes)| {
             let (rows, cols) = stored.shape_of(part);
-            CodedPart { part, codec: stored.codec.clone(), rows, cols, planes, source: origin.clone() }
+            let codec = stored.encoding.codec.clone();
+            CodedPart { part, codec, rows, cols, planes, source: origin.clone() }
         };
         Ok(arranged.into_iter().map(part).collect())
-    }
-
-    /// The bytes of one of `n` equal slices of a tensor, or of all of it.
-    fn slice(&self, tensor: &SourceTensor, n: Option<u64>, which: usize) -> Result<Vec<u8>> {
-        let Some(n) = n else { return self.checkpoint.bytes(tensor) };
-        let bytes = tensor.bytes() / n.max(1);
-        let mut slice = zeroed(to_usize(bytes)?).map_err(|e| e.in_tensor(&*tensor.name))?;
-        self.checkpoint.read(tensor, bytes * which as u64, &mut slice)?;
-        Ok(slice)
     }
 }
 
@@ -221,18 +203,20 @@ impl Stored<'_> {
 
     /// The parts with their planes, rows in canonical order.
     fn arrange(&self, planes: Planes) -> Result<Vec<(Part, Planes)>> {
-        match (self.piece.holds, self.transposed) {
-            (Holds::One(part), false) => Ok(vec![(part, planes)]),
-            (Holds::One(part), true) => {
-                let all = Columns { first: 0, step: 1, n: self.rows };
-                let turned = planes.iter().map(|p| self.turn(p, all)).collect::<Result<_>>()?;
-                Ok(vec![(part, turned)])
+        match self.piece.holds {
+            Holds::One(part) if !self.holding.transposed => Ok(vec![(part, planes)]),
+            Holds::One(part) => {
+                let turned = planes.iter().enumerate().map(|(i, plane)| {
+                    let (shape, element_bytes) = self.plane(i, plane)?;
+                    let all = Columns { first: 0, step: 1, n: shape[0] };
+                    transpose_columns(plane, [shape[1], shape[0]], element_bytes, all)
+                });
+                Ok(vec![(part, turned.collect::<Result<_>>()?)])
             }
-            (Holds::Two(a, b, split), transposed) => {
+            Holds::Two(a, b, split) => {
                 let (mut first, mut second) = (Planes::new(), Planes::new());
-                for plane in &planes {
-                    let half = |which| self.turn(plane, Columns::half(split, which, self.rows));
-                    let [x, y] = if transposed { [half(0)?, half(1)?] } else { self.split(plane, split)? };
+                for (i, plane) in planes.iter().enumerate() {
+                    let [x, y] = self.halves(i, plane, split)?;
                     first.push(x);
                     second.push(y);
                 }
@@ -241,18 +225,43 @@ impl Stored<'_> {
         }
     }
 
-    /// Some columns of a plane that is stored `[in, out]`, as rows.
-    fn turn(&self, plane: &[u8], columns: Columns) -> Result<Vec<u8>> {
-        let element_bytes = plane.len() / (self.rows * self.cols).max(1);
-        transpose_columns(plane, [self.cols, self.rows], element_bytes, columns)
+    /// One plane of two matrices that share their rows, as a plane of each.
+    fn halves(&self, i: usize, plane: &[u8], split: Split) -> Result<[Vec<u8>; 2]> {
+        let (shape, element_bytes) = self.plane(i, plane)?;
+        let half_rows = self.holding.rows / 2;
+        let block_rows = self.encoding.block_rows;
+        // What all rows share belongs to both.
+        if i > 0 && (block_rows >= self.holding.rows || shape[0] * shape[1] == 1) {
+            return Ok([plane.to_vec(), plane.to_vec()]);
+        }
+        let parted = half_rows.is_multiple_of(block_rows) && (split == Split::Halves || block_rows == 1);
+        if i > 0 && !parted {
+            let what =
+                format!("scales of {block_rows} rows each, which two matrices of {half_rows} rows share");
+            return Err(Error::bad_data(what).hint("start from a release in which they are stored apart"));
+        }
+        if !self.holding.transposed {
+            return split_rows(plane, shape[1] * element_bytes, split);
+        }
+        let half = |which| {
+            let columns = Columns::half(split, which, shape[0]);
+            transpose_columns(plane, [shape[1], shape[0]], element_bytes, columns)
+        };
+        Ok([half(0)?, half(1)?])
     }
 
-    fn split(&self, plane: &[u8], split: Split) -> Result<[Vec<u8>; 2]> {
-        if !plane.len().is_multiple_of(self.rows.max(1)) {
-            let what = format!("a plane of {} bytes has no {} equal rows", plane.len(), self.rows);
-            return Err(Error::bad_data(what));
+    /// Rows and columns of a plane in canonical order, and the bytes of an element.
+    fn plane(&self, i: usize, plane: &[u8]) -> Result<([usize; 2], usize)> {
+        if !self.piece.holds_matrix() {
+            return Ok(([self.rows, 1], plane.len() / self.rows.max(1)));
         }
-        split_rows(plane, plane.len() / self.rows.max(1), split)
+        let specs = self.encoding.codec.planes(self.rows, self.cols)?;
+        let shape = specs.get(i).map(|s| s.shape.clone()).unwrap_or_default();
+        let [rows, cols] = match *shape {
+            [rows, cols] => [to_usize(rows)?, to_usize(cols)?],
+            _ => [1, to_usize(shape.iter().product())?],
+        };
+        Ok(([rows, cols], plane.len() / (rows * cols).max(1)))
     }
 }
 

@@ -6,10 +6,10 @@ use moepack_format::{Dtype, Error, Result};
 use moepack_quant::{Isa, Planes};
 
 use super::{Model, to_usize};
-use crate::catalog::{TrunkTensor, matrix};
+use crate::catalog::{TrunkTensor, carried_matrix, matrix};
 use crate::checkpoint::{CodedTensor, SourceTensor, length, zeroed};
 use crate::coded::check_finite;
-use crate::encoding::{check_scales, encoding, not_integers};
+use crate::encoding::{Encoded, Holding, encoding, not_integers};
 use crate::spec::Role;
 use crate::tensor::Tensor;
 
@@ -33,9 +33,10 @@ impl Model {
     /// # Errors
     /// No such tensor; what cannot be read; scales or weights that are no finite numbers.
     pub fn trunk(&self, layer: Option<usize>, role: Role) -> Result<Tensor> {
-        let tensor = self.stored(layer, role)?;
-        let data = self.decode_rows(tensor, 0..to_usize(matrix(tensor).0)?)?;
-        let shape = tensor.shape.iter().map(|&n| to_usize(n)).collect::<Result<_>>()?;
+        let (entry, tensor) = self.stored(layer, role)?;
+        let shape = &entry.decoded;
+        let data = self.decode_rows(tensor, shape, 0..to_usize(matrix(shape).0)?)?;
+        let shape = shape.iter().map(|&n| to_usize(n)).collect::<Result<_>>()?;
         Ok(Tensor { shape, data })
     }
 
@@ -44,8 +45,8 @@ impl Model {
     /// # Errors
     /// As [`Model::trunk`]; rows beyond the matrix.
     pub fn trunk_rows(&self, layer: Option<usize>, role: Role, rows: Range<usize>) -> Result<Tensor> {
-        let tensor = self.stored(layer, role)?;
-        let data = self.decode_rows(tensor, rows.clone())?;
+        let (entry, tensor) = self.stored(layer, role)?;
+        let data = self.decode_rows(tensor, &entry.decoded, rows.clone())?;
         Ok(Tensor { shape: vec![rows.len(), data.len() / rows.len().max(1)], data })
     }
 
@@ -58,7 +59,7 @@ impl Model {
             u32::try_from(n).map_err(|_| Error::bad_data(format!("number {at} is {n}, expected 0 or more")))
         };
         let numbers = self.trunk_integers(layer, role)?;
-        let tensor = self.stored(layer, role)?;
+        let (_, tensor) = self.stored(layer, role)?;
         let table = numbers.into_iter().enumerate().map(one).collect::<Result<_>>();
         table.map_err(|e: Error| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
     }
@@ -68,7 +69,7 @@ impl Model {
     /// # Errors
     /// No such tensor; what cannot be read; numbers that are no integers.
     pub fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>> {
-        let tensor = self.stored(layer, role)?;
+        let (_, tensor) = self.stored(layer, role)?;
         let inner = || {
             let bytes = self.checkpoint.bytes(tensor)?;
             match tensor.dtype {
@@ -87,7 +88,7 @@ impl Model {
 
     /// Numbers in the trunk, scales not counted.
     pub fn trunk_weights(&self) -> u64 {
-        let n = |t: &TrunkTensor| t.shape.iter().fold(1, |n: u64, &d| n.saturating_mul(d));
+        let n = |t: &TrunkTensor| t.decoded.iter().fold(1, |n: u64, &d| n.saturating_mul(d));
         self.catalog.trunk.iter().filter(|t| !t.is_scale).map(n).sum()
     }
 
@@ -128,46 +129,57 @@ impl Model {
     /// # Errors
     /// The first scale that is no positive, finite, normal number.
     pub fn check_trunk_scales(&self) -> Result<()> {
-        for tensor in self.catalog.trunk.iter().filter(|t| t.is_scale) {
+        for tensor in self.catalog.trunk.iter().filter(|t| !t.is_scale) {
             let Some(source) = self.checkpoint.tensors().get(tensor.tensor) else { continue };
-            let bytes = self.checkpoint.bytes(source)?;
-            check_scales(source, 0, &bytes).map_err(|e| e.in_file(self.checkpoint.path_of(source)))?;
+            let encoded = Encoded::of(&self.checkpoint, source);
+            if encoded.companions().is_empty() {
+                continue;
+            }
+            let shape = if tensor.role == Role::Carried {
+                carried_matrix(&encoded)
+            } else {
+                Some(matrix(&tensor.decoded))
+            };
+            let holding = shape.map(Holding::plain);
+            let encoding = holding.map(|h| encoding(&encoded, h, self.hints)).transpose()?;
+            self.check_companions(&encoded, encoding.as_ref().zip(holding), 0)?;
         }
         Ok(())
     }
 
-    fn stored(&self, layer: Option<usize>, role: Role) -> Result<&SourceTensor> {
-        let found = self.trunk_tensor(layer, role).and_then(|t| self.checkpoint.tensors().get(t.tensor));
+    fn stored(&self, layer: Option<usize>, role: Role) -> Result<(&TrunkTensor, &SourceTensor)> {
+        let entry = self.trunk_tensor(layer, role);
+        let found = entry.and_then(|t| Some((t, self.checkpoint.tensors().get(t.tensor)?)));
         found.ok_or_else(|| {
             let place = layer.map_or(String::new(), |l| format!(" in layer {l}"));
             Error::bad_data(format!("no tensor for {role:?}{place}")).in_file(self.root())
         })
     }
 
-    /// The scales that belong to a tensor.
-    fn scales_of(&self, tensor: &SourceTensor) -> Option<&SourceTensor> {
-        let at = crate::names::scales_of(&tensor.name).find_map(|name| self.checkpoint.find(&name))?;
-        self.checkpoint.tensors().get(at)
-    }
-
-    /// Rows of a trunk tensor, NaN and infinity refused.
-    fn decode_rows(&self, tensor: &SourceTensor, rows: Range<usize>) -> Result<Vec<f32>> {
+    /// Rows of a trunk tensor that decodes to `shape`, NaN and infinity refused.
+    fn decode_rows(&self, tensor: &SourceTensor, shape: &[u64], rows: Range<usize>) -> Result<Vec<f32>> {
         let inner = || {
-            let (n_rows, cols) = matrix(tensor);
-            let (n_rows, cols) = (to_usize(n_rows)?, to_usize(cols)?);
+            let holding = Holding::plain(matrix(shape));
+            let (n_rows, cols) = (to_usize(holding.rows)?, to_usize(holding.cols)?);
             if rows.start > rows.end || rows.end > n_rows {
                 return Err(Error::bad_data(format!("rows {rows:?} of a matrix of {n_rows} rows")));
             }
             let mut out = zeroed(rows.len().saturating_mul(cols))?;
-            match (self.checkpoint.coded(&tensor.name), self.scales_of(tensor)) {
-                (Some(coded), _) => self.decode_coded(coded, [n_rows, cols], rows.start, &mut out)?,
-                (None, Some(scales)) => self.decode_scaled(tensor, scales, rows.start, &mut out)?,
-                (None, None) => self.decode_plain(tensor, [n_rows, cols], rows.start, &mut out)?,
+            let encoded = Encoded::of(&self.checkpoint, tensor);
+            match self.checkpoint.coded(&tensor.name) {
+                Some(coded) => self.decode_coded(coded, [n_rows, cols], rows.start, &mut out)?,
+                None if encoded.companions().is_empty() => {
+                    self.decode_plain(tensor, holding, rows.start, &mut out)?;
+                }
+                None => self.decode_scaled(&encoded, holding, rows.start, &mut out)?,
             }
             check_finite(Isa::get(), &out, cols)?;
             Ok(out)
         };
-        inner().map_err(|e| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
+        inner().map_err(|e| {
+            let e = e.in_file(self.checkpoint.path_of(tensor));
+            if e.tensor().is_some() { e } else { e.in_tensor(&*tensor.name) }
+        })
     }
 
     /// Planes of a codec: all are read whole, because one plane may belong to many rows.
@@ -186,27 +198,28 @@ impl Model {
     /// Numbers with scales: both are read whole, because a scale belongs to many rows.
     fn decode_scaled(
         &self,
-        tensor: &SourceTensor,
-        scales: &SourceTensor,
+        encoded: &Encoded<'_>,
+        holding: Holding,
         first_row: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        let (rows, cols) = matrix(tensor);
-        let codec = encoding(tensor, Some(scales), None, (rows, cols), self.fp8_block)?.codec;
-        let (numbers, factors) = (self.checkpoint.bytes(tensor)?, self.checkpoint.bytes(scales)?);
-        check_scales(scales, 0, &factors)?;
-        codec.decode(Isa::get(), &[&numbers, &factors], to_usize(rows)?, to_usize(cols)?, first_row, out)
+        let encoding = encoding(encoded, holding, self.hints)?;
+        let planes = self.planes(encoded, &encoding, holding, 0)?;
+        let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+        let (rows, cols) = (to_usize(holding.rows)?, to_usize(holding.cols)?);
+        encoding.codec.decode(Isa::get(), &planes, rows, cols, first_row, out)
     }
 
     /// Plain numbers: read in chunks, so that only the result is long.
     fn decode_plain(
         &self,
         tensor: &SourceTensor,
-        [n_rows, cols]: [usize; 2],
+        holding: Holding,
         first_row: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        let codec = encoding(tensor, None, None, matrix(tensor), self.fp8_block)?.codec;
+        let (n_rows, cols) = (to_usize(holding.rows)?, to_usize(holding.cols)?);
+        let codec = encoding(&Encoded::of(&self.checkpoint, tensor), holding, self.hints)?.codec;
         let row_bytes = length(tensor)? / n_rows.max(1);
         let n_chunk = (CHUNK_BYTES / row_bytes.max(1)).max(1);
         let mut numbers = Vec::new();

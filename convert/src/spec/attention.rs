@@ -11,6 +11,8 @@ pub enum Attention {
     Compressed(Compressed),
     /// Linear attention: a state that each token changes by the gated delta rule.
     Delta(Delta),
+    /// Not described: its tensors are carried, and no forward pass runs through it.
+    Carried,
 }
 
 /// Grouped-query attention.

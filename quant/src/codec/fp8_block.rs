@@ -1,12 +1,13 @@
 //! `fp8-block`: E4M3FN numbers with one scale for every block of rows × columns.
 //!
 //! As DeepSeek V3, Qwen3 and others are released: 128 × 128 blocks with f32 scales, which is what the plain name means.
-//! Full form `fp8-block-RxC[-bf16|-e8m0]`: other blocks, and scales in bf16 or as powers of two (DeepSeek V4; MXFP8 is
-//! `fp8-block-1x32-e8m0`). Blocks at the right and lower edge may be smaller. Planes of a `[rows, cols]` matrix:
+//! Full form `fp8-block-RxC[-bf16|-f16|-e8m0]`: other blocks, and scales in bf16, f16 or as powers of two (DeepSeek V4;
+//! MXFP8 is `fp8-block-1x32-e8m0`). A block as wide as the matrix is one scale a row, one of its size a scale for all.
+//! Blocks at the right and lower edge may be smaller. Planes of a `[rows, cols]` matrix:
 //!
 //! ```text
 //!  weight     F8_E4M3                  [rows, cols]
-//!  scale_inv  F32 | BF16 | F8_E8M0     [ceil(rows/R), ceil(cols/C)]
+//!  scale_inv  F32 | BF16 | F16 | F8_E8M0   [ceil(rows/R), ceil(cols/C)]
 //!
 //!  byte of `weight`
 //!    7   6 5 4 3   2 1 0
@@ -39,14 +40,14 @@ use super::{
 };
 use crate::isa::Isa;
 use crate::minifloat::{
-    E4M3_MAX, NAN_BITS, bf16_to_f32, e4m3_to_f32, e8m0_floor, e8m0_to_f32, f32_to_bf16, f32_to_e4m3,
-    round_e4m3,
+    E4M3_MAX, F16_MAX, NAN_BITS, bf16_to_f32, e4m3_to_f32, e8m0_floor, e8m0_to_f32, f16_to_f32, f32_to_bf16,
+    f32_to_e4m3, f32_to_f16, round_e4m3,
 };
 use crate::per_isa;
 
 /// Row of the table.
 pub const FAMILY: CodecFamily = CodecFamily {
-    pattern: "fp8-block[-RxC][-bf16|-e8m0]",
+    pattern: "fp8-block[-RxC][-bf16|-f16|-e8m0]",
     doc: "E4M3 numbers, a scale for every block of 128 x 128 (if nothing is said)",
     examples: &[
         "fp8-block",
@@ -54,6 +55,7 @@ pub const FAMILY: CodecFamily = CodecFamily {
         "fp8-block-e8m0",
         "fp8-block-1x32-e8m0",
         "fp8-block-3x50",
+        "fp8-block-1x4096-f16",
     ],
     parse: |name| parse(name).map(|codec| Arc::new(codec) as _),
 };
@@ -61,6 +63,8 @@ pub const FAMILY: CodecFamily = CodecFamily {
 /// Bits of a number.
 const NUMBER_BITS: u32 = 8;
 const BLOCK: usize = 128;
+/// Smallest positive f16, 2^-24.
+const F16_MIN: f32 = f32::from_bits(103 << 23);
 /// Largest block side that a name may ask for.
 const BLOCK_MAX: usize = 1 << 20;
 
@@ -71,6 +75,8 @@ pub enum ScaleType {
     F32,
     /// Qwen3.
     Bf16,
+    /// compressed-tensors, where the model is f16.
+    F16,
     /// DeepSeek V4, MXFP8.
     E8m0,
 }
@@ -80,6 +86,7 @@ impl ScaleType {
         match self {
             ScaleType::F32 => Dtype::F32,
             ScaleType::Bf16 => Dtype::Bf16,
+            ScaleType::F16 => Dtype::F16,
             ScaleType::E8m0 => Dtype::F8E8m0,
         }
     }
@@ -90,6 +97,7 @@ impl ScaleType {
         let scale = match self {
             ScaleType::F32 => f32::from_le_bytes(plane.as_chunks().0[index]),
             ScaleType::Bf16 => bf16_to_f32(u16::from_le_bytes(plane.as_chunks().0[index])),
+            ScaleType::F16 => f16_to_f32(u16::from_le_bytes(plane.as_chunks().0[index])),
             ScaleType::E8m0 => e8m0_to_f32(plane[index]),
         };
         if scale.is_finite() { scale } else { f32::from_bits(NAN_BITS) }
@@ -101,6 +109,10 @@ impl ScaleType {
         match self {
             ScaleType::F32 => plane.as_chunks_mut().0[index] = scale.to_le_bytes(),
             ScaleType::Bf16 => plane.as_chunks_mut().0[index] = f32_to_bf16(scale).to_le_bytes(),
+            ScaleType::F16 => {
+                let scale = scale.clamp(F16_MIN, F16_MAX);
+                plane.as_chunks_mut().0[index] = f32_to_f16(scale).to_le_bytes();
+            }
             ScaleType::E8m0 => plane[index] = e8m0_floor(scale),
         }
         self.get(plane, index)
@@ -126,7 +138,12 @@ impl Fp8Block {
 fn parse(name: &str) -> Option<Fp8Block> {
     let mut rest = name.strip_prefix("fp8-block")?;
     let mut scale = ScaleType::F32;
-    for (suffix, kind) in [("-f32", ScaleType::F32), ("-bf16", ScaleType::Bf16), ("-e8m0", ScaleType::E8m0)] {
+    for (suffix, kind) in [
+        ("-f32", ScaleType::F32),
+        ("-bf16", ScaleType::Bf16),
+        ("-f16", ScaleType::F16),
+        ("-e8m0", ScaleType::E8m0),
+    ] {
         if let Some(before) = rest.strip_suffix(suffix) {
             (rest, scale) = (before, kind);
             break;
@@ -154,6 +171,7 @@ impl Codec for Fp8Block {
         let scale = match self.scale {
             ScaleType::F32 => "",
             ScaleType::Bf16 => "-bf16",
+            ScaleType::F16 => "-f16",
             ScaleType::E8m0 => "-e8m0",
         };
         format!("fp8-block{block}{scale}")
@@ -169,7 +187,8 @@ impl Codec for Fp8Block {
     }
 
     fn encode(&self, isa: Isa, w: Matrix<'_>, importance: Option<&[f32]>) -> Result<Planes> {
-        check_input(isa, w, importance, Reach { codec: self.name(), largest: REACH_OF_FLOATS })?;
+        let largest = if self.scale == ScaleType::F16 { E4M3_MAX * F16_MAX } else { REACH_OF_FLOATS };
+        check_input(isa, w, importance, Reach { codec: self.name(), largest })?;
         let importance = importance.map(|i| normalise(i, self.block_cols));
         let mut planes = Vec::new();
         for spec in self.planes(w.rows, w.cols)? {

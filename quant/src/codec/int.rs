@@ -72,6 +72,8 @@ pub const FAMILY: CodecFamily = CodecFamily {
     parse: |name| parse(name).map(|int| Arc::new(int) as _),
 };
 
+/// Bits of a code.
+pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 const GROUPS: [usize; 3] = [32, 64, 128];
 const GROUP_MAX: usize = 128;
 
@@ -86,7 +88,7 @@ pub struct Int {
 impl Int {
     /// The codec with these parameters, if there is one: 2, 3, 4, 5, 6 or 8 bits, groups of 32, 64 or 128.
     pub fn new(bits: u32, group: usize, asym: bool) -> Option<Int> {
-        (bits::WIDTHS.contains(&bits) && GROUPS.contains(&group)).then_some(Int { bits, group, asym })
+        (WIDTHS.contains(&bits) && GROUPS.contains(&group)).then_some(Int { bits, group, asym })
     }
 
     /// Bits of a code.

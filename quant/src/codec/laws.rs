@@ -18,15 +18,15 @@ fn relative_bound(codec: &str) -> f32 {
         "f32" => 0.0,
         "bf16" => 0.0040,
         "f16" => 0.0005,
-        "mxfp4" | "nvfp4" => 0.5,
+        "mxfp4" | "nvfp4" | "nvfp4-div" => 0.5,
         _ if codec.starts_with("fp8") => 0.07,
         // The rate decides, and the smallest matrices have hardly any.
         _ if codec.starts_with("tcq") => 1.5,
-        _ if codec.starts_with("int2") => 0.9,
-        _ if codec.starts_with("int3") => 0.5,
-        _ if codec.starts_with("int4") => 0.3,
-        _ if codec.starts_with("int5") => 0.15,
-        _ if codec.starts_with("int6") => 0.1,
+        _ if codec.starts_with("int2") || codec.starts_with("affine2") => 0.9,
+        _ if codec.starts_with("int3") || codec.starts_with("affine3") => 0.5,
+        _ if codec.starts_with("int4") || codec.starts_with("affine4") => 0.3,
+        _ if codec.starts_with("int5") || codec.starts_with("affine5") => 0.15,
+        _ if codec.starts_with("int6") || codec.starts_with("affine6") => 0.1,
         _ => 0.05,
     }
 }
@@ -36,8 +36,10 @@ fn absolute_bound(codec: &str, largest: f32) -> f32 {
     match codec {
         "f32" | "bf16" => 1e-40,
         "f16" => 3e-8,
-        "nvfp4" => largest * 1e-5 + 1e-37,
+        "fp8-block-1x4096-f16" => 3e-8,
+        "nvfp4" | "nvfp4-div" => largest * 1e-5 + 1e-37,
         _ if codec.starts_with("int") => 1e-5,
+        _ if codec.starts_with("affine") && !codec.contains("-bf16") && !codec.contains("-f32") => 1e-5,
         _ => 1e-37,
     }
 }
@@ -70,7 +72,7 @@ fn names_parse_back_to_themselves() {
 fn no_other_name_is_a_codec() {
     let wrong = "int int7 int4- int4-g16 int4-g064 int4-asym-g64 int04 int+4 INT4 int4-g64-asym-asym int4-g64-x mxfp4- \
                  fp8 fp8-block- fp8-block-0x1 fp8-block-01x1 fp8-block-+1x1 fp8-block-1x fp8-block-9999999x1 \
-                 fp8-block-99999999999999999999x1 fp8-block-bf16-bf16 bf16-g64 bf16\u{a0}";
+                 fp8-block-99999999999999999999x1 fp8-block-bf16-bf16 affine4 affine9-g8 affine4-g08 bf16-g64 bf16\u{a0}";
     for name in wrong.split(' ').chain([""]) {
         assert_eq!(codec(name).map(|c| c.name()).unwrap_err().kind(), Kind::Usage, "{name:?}");
     }

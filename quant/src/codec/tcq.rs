@@ -59,6 +59,7 @@ use super::{
 };
 use crate::isa::Isa;
 
+mod choice;
 mod coder;
 mod column;
 mod ending;

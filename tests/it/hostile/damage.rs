@@ -154,7 +154,7 @@ pub fn parse(bytes: &[u8]) -> Vec<Tensor> {
     placed.into_iter().map(|(_, tensor)| tensor).collect()
 }
 
-fn unparse(tensors: &[Tensor]) -> Vec<u8> {
+pub fn unparse(tensors: &[Tensor]) -> Vec<u8> {
     let mut header = Map::new();
     let mut data = Vec::new();
     for t in tensors {

@@ -20,7 +20,7 @@ use super::gqa::Gqa;
 use super::mla::Mla;
 use super::residual::Sublayer;
 use super::rope::Table;
-use super::{Stream, Weights, sized};
+use super::{Stream, Weights, no_forward, sized};
 use crate::tokens::Windows;
 
 /// Queries of a block: a multiple of every tile height.
@@ -67,6 +67,7 @@ impl Attention {
             Kind::Gqa(spec) => Attention::Gqa(Box::new(Gqa::load(weights, layer, spec)?)),
             Kind::Mla(spec) => Attention::Mla(Box::new(Mla::load(weights, layer, spec)?)),
             Kind::Delta(spec) => Attention::Delta(Box::new(Delta::load(weights, layer, spec)?)),
+            Kind::Carried => return Err(no_forward(weights.spec())),
             Kind::Compressed(spec) => {
                 Attention::Compressed(Box::new(Compressed::load(weights, layer, spec)?))
             }

@@ -3,20 +3,18 @@
 use moepack_format::{Error, Result};
 
 use super::Tcq;
+use super::choice::Choice;
 use super::column::{self, Buffers, Price, Prices};
 use super::ending::Known;
 use super::histogram::{Histogram, table_at};
 use super::lanes::{self, LANES};
-use super::layout::{
-    HEADER_BYTES, ROWS_OF_STEPS, SIDE_MAX, STEP_OCTAVE, Stored, lanes, list_bits, segments, step, step_unit,
-};
+use super::layout::{HEADER_BYTES, ROWS_OF_STEPS, Stored, lanes, list_bits, segments, step, step_unit};
 use super::rate::{self, Control};
 use super::rows::{self, RowClasses, Size, log2_or};
 use super::stream;
-use super::tables::{PER_OCTAVE, TABLE_OF_ONE, TABLES};
+use super::tables::{PER_OCTAVE, TABLES};
 use crate::codec::{ColumnCoder, Matrix, Planes};
 use crate::isa::Isa;
-use crate::math;
 use crate::numbers;
 
 /// What rounding and the ends of lanes may take beyond the estimate.
@@ -28,7 +26,7 @@ const ZERO_BITS: f64 = 0.004;
 /// Bits that the states of a lane take beyond what they carry.
 const LANE_BITS: f64 = 24.0;
 /// log2 of the smallest step: one over it is a number that f32 holds.
-const STEP_LOG2_MIN: f64 = -112.0;
+pub const STEP_LOG2_MIN: f64 = -112.0;
 /// Two and a half standard deviations of that.
 const LANE_SLACK_BITS: f64 = 12.0;
 /// Columns from which the range of side information is known.
@@ -52,19 +50,19 @@ pub struct Coder<'a> {
     /// Place of each column in the order of coding. `[cols]`
     place: Vec<usize>,
     /// `½ log2 c` of each column. `[cols]`
-    half_log_cost: Vec<f64>,
+    pub(super) half_log_cost: Vec<f64>,
     pub(super) rows: RowClasses,
     pub(super) stored: Stored,
     /// `[cols][rows]`
     pub(super) levels: Vec<i16>,
-    coded: Vec<bool>,
+    pub(super) coded: Vec<bool>,
     pub(super) n_coded: usize,
     /// What steps and classes are reckoned to take.
     side_bits: f64,
     /// Bits kept back for what cannot be foreseen.
     slack: f64,
     /// The range of steps and classes, for the last columns.
-    known: Option<Known>,
+    pub(super) known: Option<Known>,
     /// Bits that each lane of each segment takes, of a small matrix.
     pub(super) lane_bits: Vec<f64>,
     /// The bytes, where they are put together already.
@@ -72,7 +70,7 @@ pub struct Coder<'a> {
     buffers: Buffers,
     scaled: Vec<f32>,
     /// Sizes of the columns of `w`. `[cols]`
-    sizes: Vec<Size>,
+    pub(super) sizes: Vec<Size>,
 }
 
 impl<'a> Coder<'a> {
@@ -172,37 +170,6 @@ impl<'a> Coder<'a> {
         }
     }
 
-    /// Step and table of a column of this size.
-    fn choose(&self, size: Size, u: f64) -> Choice {
-        let Size { deviation, largest } = size;
-        let unit = f64::from(self.stored.step_unit) / STEP_OCTAVE;
-        let scale = math::log(f64::from(self.stored.scale)) / std::f64::consts::LN_2;
-        let wanted = deviation - rate::octaves(u);
-        let least = math::log(f64::from(largest) / f64::from(column::SAMPLE_MAX)) / std::f64::consts::LN_2;
-        let value = if deviation.is_finite() { ((wanted - scale) / unit).round() } else { 0.0 };
-        // A value far from the others makes all of them dearer; `shrink` then does what the step may not.
-        let value =
-            self.known.as_ref().map_or(value, |k| value.clamp(f64::from(k.steps.0), f64::from(k.steps.1)));
-        let value = value.max(((least.max(STEP_LOG2_MIN) - scale) / unit).ceil());
-        let value = value.clamp(f64::from(-SIDE_MAX), f64::from(SIDE_MAX)) as i8;
-        let step = step(self.stored.scale, self.stored.step_unit, value);
-        let octaves = if deviation.is_finite() {
-            deviation - math::log(f64::from(step)) / std::f64::consts::LN_2
-        } else {
-            -2.0
-        };
-        let octaves = octaves.min(rate::octaves(u) + unit);
-        let table = TABLE_OF_ONE as f64 + PER_OCTAVE * rate::table_octaves(octaves);
-        Choice { value, step, octaves, table: table.round().clamp(0.0, TABLES as f64 - 1.0) as i32 }
-    }
-
-    /// The class, a multiple of the unit, that will about fit columns so many octaves wider than their steps.
-    fn class_of(&self, octaves: f64) -> i32 {
-        let table = TABLE_OF_ONE as f64 + PER_OCTAVE * rate::table_octaves(octaves);
-        table.round().clamp(0.0, TABLES as f64 - 1.0) as i32 / i32::from(self.stored.class_unit)
-            * i32::from(self.stored.class_unit)
-    }
-
     /// Prices of each row class.
     fn prices(&self, choice: Choice) -> Vec<Price> {
         let price = |&class: &i32| {
@@ -293,7 +260,7 @@ impl<'a> Coder<'a> {
         self.control.took(u, bits);
         if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS
         {
-            self.known = Some(Known::of(&self.stored, &self.coded));
+            self.known = Some(self.known());
         }
         bits
     }
@@ -313,7 +280,7 @@ impl<'a> Coder<'a> {
     }
 
     /// Bits of steps and classes of all columns, from those so far.
-    fn side_estimate(&self) -> f64 {
+    pub(super) fn side_estimate(&self) -> f64 {
         if self.n_coded == 0 {
             return 3.0 * self.w.cols as f64;
         }
@@ -427,7 +394,6 @@ impl<'a> Coder<'a> {
                 break;
             }
             self.levels[c * self.w.rows..][..self.w.rows].fill(0);
-            self.stored.classes[c] = 0;
             bytes = self.assemble()?;
         }
         if bytes.len() as u64 > self.limit {
@@ -472,17 +438,6 @@ fn check_column(isa: Isa, w: Matrix<'_>, column: usize, wanted: &[f32], decoded:
         Some(_) => Ok(()),
         None => Err(Error::bad_data(format!("column {column} has values that are no numbers"))),
     }
-}
-
-/// How a column is coded.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Choice {
-    /// Step in units from the scale.
-    value: i8,
-    step: f32,
-    /// log2 of deviation over step, by which bits are priced.
-    pub(super) octaves: f64,
-    pub(super) table: i32,
 }
 
 /// `½ log2` of each cost; what is next to nothing counts as little.

@@ -124,6 +124,10 @@ impl Control {
             }
             if slope == 0.0 {
                 // Nothing can be finer, or nothing is left to be.
+                if sum > left && sum > 0.0 {
+                    self.level += 0.1;
+                    continue;
+                }
                 if sum > 0.0 || left <= 0.0 || rest.iter().all(|i| *i == f64::NEG_INFINITY) {
                     return;
                 }
