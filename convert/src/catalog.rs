@@ -13,10 +13,12 @@ use crate::dims;
 use crate::encoding::{Encoded, Hints};
 use crate::family::{ExpertLayout, Family, Mtp, Piece, Rule};
 use crate::names::{self, Meaning, Names};
-use crate::spec::{Mlp, ModelSpec, Role};
+use crate::spec::{LayerSpec, Mlp, ModelSpec, Role};
 
 mod check;
+mod outline;
 pub(crate) use check::{carried_matrix, matrix, piece_dims};
+pub(crate) use outline::{Storage, outline};
 #[cfg(test)]
 mod tests;
 
@@ -231,6 +233,9 @@ impl<'a> Claims<'a> {
             (Meaning::Expert { .. }, Some(spec)) if !matches!(spec.mlp, Mlp::Moe(_)) => {
                 Claim::Unclaimed("config.json says that this layer is dense")
             }
+            (Meaning::Expert { .. }, Some(spec)) if is_zero(spec, place.expert) => {
+                Claim::LeftOut("a zero expert hands its input on; its weights are never used")
+            }
             (Meaning::Expert { .. }, _) if self.source.in_banks => {
                 Claim::Unclaimed("a bundle's experts are in its banks")
             }
@@ -320,6 +325,12 @@ impl<'a> Claims<'a> {
         }
         Ok(layers)
     }
+}
+
+/// Whether an expert hands its input on.
+fn is_zero(layer: &LayerSpec, expert: Option<usize>) -> bool {
+    let Some((moe, e)) = layer.mlp.moe().zip(expert) else { return false };
+    (moe.n_experts..moe.n_experts + moe.n_zero).contains(&e)
 }
 
 /// Whether a name that ends like one of scales may be no tensor of its own.

@@ -2,33 +2,58 @@
 
 use crate::family::Dim;
 use crate::spec::{
-    Across, Attention, Compressed, Delta, DeltaProjections, Gate, Gqa, Hyper, Indexer, LayerSpec, Mla, Mlp,
-    ModelSpec, Moe, Norm, QkNorm, Residual, Role,
+    Across, Activation, Attention, Compressed, Delta, DeltaProjections, Gate, GateUp, Gqa, Hyper, Indexer,
+    LayerSpec, Mla, Mlp, ModelSpec, Moe, Norm, QkNorm, Residual, Role, StateSpace,
 };
 
 /// Whether the model has this tensor: in this layer, or outside of all.
 pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
     let Some(layer) = layer else { return has_global(spec, role) };
+    if let Some(first) = role.first() {
+        return layer.shortcut.is_some() && has(spec, Some(layer), first);
+    }
     let attention = match &layer.attention {
         Attention::Gqa(gqa) => gqa_has(gqa, role),
         Attention::Mla(mla) => mla_has(mla, role),
         Attention::Compressed(attention) => compressed_has(attention, role),
         Attention::Delta(delta) => delta_has(delta, role),
+        Attention::Routed(_) => matches!(
+            role,
+            Role::AttnRouter | Role::AttnExpertsIn | Role::AttnExpertsOut | Role::KeysValues | Role::OBias
+        ),
+        Attention::StateSpace(space) => state_space_has(space, role),
+        Attention::ShortConv(conv) => match role {
+            Role::MixerIn | Role::MixerConv | Role::MixerOut => true,
+            Role::MixerInBias | Role::MixerConvBias | Role::MixerOutBias => conv.bias,
+            _ => false,
+        },
+        Attention::Lightning(_) => {
+            matches!(role, Role::MixerIn | Role::MixerNorm | Role::MixerOut | Role::AttnGate)
+        }
+        Attention::None => false,
         Attention::Carried => false,
     };
     let mlp = match &layer.mlp {
-        Mlp::Dense { fused, .. } => match role {
-            Role::DenseGate | Role::DenseUp => !fused,
-            Role::DenseGateUp => *fused,
-            _ => role == Role::DenseDown,
-        },
+        Mlp::Dense { activation, gate_up, .. } => dense_has(*activation, *gate_up, role),
         Mlp::Moe(moe) => moe_has(moe, role),
+        Mlp::None => false,
     };
+    let beside = layer.shortcut.is_some_and(|s| dense_has(s.activation, GateUp::Two, role));
     residual_has(layer.residual, spec.norm, role)
         || attention
         || mlp
+        || beside
         || role == Role::LayerScale && layer.scaled
         || ngrams_have(layer, role)
+}
+
+fn dense_has(activation: Activation, gate_up: GateUp, role: Role) -> bool {
+    match (gate_up, role) {
+        (GateUp::Two, Role::DenseGate) => activation.is_gated(),
+        (GateUp::Two, role) => matches!(role, Role::DenseUp | Role::DenseDown),
+        (GateUp::One, role) => matches!(role, Role::DenseGateUp | Role::DenseDown),
+        (GateUp::AsShared, role) => matches!(role, Role::SharedGateUp | Role::SharedDown),
+    }
 }
 
 fn ngrams_have(layer: &LayerSpec, role: Role) -> bool {
@@ -84,7 +109,7 @@ fn has_bias(norm: Norm) -> bool {
 }
 
 fn residual_has(residual: Residual, norm: Norm, role: Role) -> bool {
-    let own_mlp_norm = residual.has_pre_norm() && residual != Residual::Parallel;
+    let own_mlp_norm = residual.has_pre_norm() && !residual.shares_norm();
     match role {
         Role::AttnNorm => residual.has_pre_norm(),
         Role::MlpNorm => own_mlp_norm,
@@ -182,6 +207,21 @@ fn delta_has(delta: &Delta, role: Role) -> bool {
     }
 }
 
+fn state_space_has(space: &StateSpace, role: Role) -> bool {
+    use Role::{
+        MixerConv, MixerConvBias, MixerIn, MixerInBias, MixerNorm, MixerOut, MixerOutBias, StateDecay,
+        StateInNorm, StateOutNorm, StateSelect, StateSkip, StateStep, StateStepNorm, StateStepUp,
+    };
+    match role {
+        MixerIn | MixerConv | MixerOut | StateStep | StateDecay | StateSkip => true,
+        MixerInBias | MixerOutBias => space.bias,
+        MixerConvBias => space.conv_bias,
+        MixerNorm => space.step_rank.is_none(),
+        StateSelect | StateStepUp | StateStepNorm | StateInNorm | StateOutNorm => space.step_rank.is_some(),
+        _ => false,
+    }
+}
+
 fn moe_has(moe: &Moe, role: Role) -> bool {
     let shared = moe.shared.as_ref();
     match role {
@@ -189,7 +229,10 @@ fn moe_has(moe: &Moe, role: Role) -> bool {
         Role::RouterBias => moe.router.bias,
         Role::RouterCorrection => moe.router.correction,
         Role::RouterTable => moe.router.choice == crate::spec::Choice::ByToken,
-        Role::SharedGate | Role::SharedUp => shared.is_some_and(|s| !s.fused),
+        Role::ExpertsBias => moe.sum_bias,
+        Role::LatentDown | Role::LatentUp => moe.latent.is_some(),
+        Role::SharedGate => shared.is_some_and(|s| !s.fused) && moe.activation.is_gated(),
+        Role::SharedUp => shared.is_some_and(|s| !s.fused),
         Role::SharedGateUp => shared.is_some_and(|s| s.fused),
         Role::SharedDown => shared.is_some(),
         Role::SharedNorm | Role::SharedPostNorm | Role::RoutedPostNorm => shared.is_some_and(|s| s.normed),
@@ -220,9 +263,11 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
         Dim::Any => None,
         Dim::Streams => spec.hyper.map(|h| h.n_streams),
         Dim::Mixes => spec.hyper.map(|h| h.n_mixes()),
+        Dim::DenseInter if layer?.shortcut.is_some() => layer?.shortcut.map(|s| s.inter),
         Dim::DenseInter
         | Dim::DenseGateUp
         | Dim::Inter
+        | Dim::Latent
         | Dim::SharedInter
         | Dim::SharedGateUp
         | Dim::Experts
@@ -232,6 +277,25 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
             Attention::Mla(mla) => mla_dim(mla, dim),
             Attention::Compressed(attention) => compressed_dim(attention, dim),
             Attention::Delta(delta) => delta_dim(delta, dim),
+            Attention::Routed(routed) => match dim {
+                Dim::Kv => Some(routed.n_kv_heads * routed.head_dim),
+                Dim::KeysValues => Some(2 * routed.n_kv_heads * routed.head_dim),
+                Dim::AttnExperts => Some(routed.n_experts),
+                _ => None,
+            },
+            Attention::StateSpace(space) => state_space_dim(space, dim),
+            Attention::ShortConv(conv) => match dim {
+                Dim::MixerIn => Some(3 * spec.hidden),
+                Dim::MixerChannels | Dim::MixerInner => Some(spec.hidden),
+                Dim::MixerKernel => Some(conv.kernel),
+                _ => None,
+            },
+            Attention::Lightning(lightning) => match dim {
+                Dim::MixerIn => Some(3 * lightning.inner()),
+                Dim::MixerInner => Some(lightning.inner()),
+                _ => None,
+            },
+            Attention::None => None,
             Attention::Carried => None,
         },
     };
@@ -308,6 +372,20 @@ fn delta_dim(delta: &Delta, dim: Dim) -> Option<usize> {
     }
 }
 
+fn state_space_dim(space: &StateSpace, dim: Dim) -> Option<usize> {
+    match dim {
+        Dim::MixerIn => Some(space.n_projected()),
+        Dim::MixerChannels => Some(space.n_channels()),
+        Dim::MixerInner => Some(space.inner()),
+        Dim::MixerKernel => Some(space.kernel),
+        Dim::Steps => Some(space.n_heads),
+        Dim::States => Some(space.state_dim),
+        Dim::StepRank => space.step_rank,
+        Dim::Selected => space.step_rank.map(|rank| rank + 2 * space.state_dim),
+        _ => None,
+    }
+}
+
 fn indexer_dim(indexer: &Indexer, dim: Dim) -> Option<usize> {
     match dim {
         Dim::Index => Some(indexer.n_heads * indexer.head_dim),
@@ -322,10 +400,13 @@ fn mlp_dim(mlp: &Mlp, dim: Dim) -> Option<usize> {
     match (mlp, dim) {
         (Mlp::Dense { inter, .. }, Dim::DenseInter) => Some(*inter),
         (Mlp::Dense { inter, .. }, Dim::DenseGateUp) => Some(2 * inter),
+        (Mlp::Dense { inter, .. }, Dim::SharedInter) => Some(*inter),
+        (Mlp::Dense { inter, .. }, Dim::SharedGateUp) => Some(2 * inter),
         (Mlp::Moe(moe), Dim::Inter) => Some(moe.inter),
+        (Mlp::Moe(moe), Dim::Latent) => moe.latent,
         (Mlp::Moe(moe), Dim::SharedInter) => moe.shared.map(|s| s.inter),
         (Mlp::Moe(moe), Dim::SharedGateUp) => moe.shared.map(|s| 2 * s.inter),
-        (Mlp::Moe(moe), Dim::Experts) => Some(moe.n_experts),
+        (Mlp::Moe(moe), Dim::Experts) => Some(moe.n_experts + moe.n_zero),
         (Mlp::Moe(moe), Dim::ExpertsUsed) => Some(moe.n_experts_used),
         _ => None,
     }

@@ -35,19 +35,27 @@ mod glm5_next;
 mod glm_moe_dsa;
 mod gpt_oss;
 mod granitemoe;
+mod granitemoehybrid;
 mod hunyuan_v1_moe;
 mod hy_v3;
 mod hy_v4;
+mod jamba;
+mod jetmoe;
 mod kimi_linear;
 mod laguna;
 mod layout;
+mod lfm2_moe;
 mod llama4;
+mod longcat_flash;
 mod mimo_v2_flash;
+mod minimax;
 mod minimax_m2;
 mod minimax_m3;
 mod mistral4;
+mod mixer_rules;
 mod mixtral;
 mod moe_rules;
+mod nemotron_h;
 mod olmoe;
 mod phimoe;
 mod qwen2_moe;
@@ -59,6 +67,7 @@ mod rules;
 mod solar_open;
 
 pub use layout::{ExpertLayout, Holds, Piece, Split};
+pub use mixer_rules::{MixedLayers, MixerRule, StateRule, StepRule};
 pub use moe_rules::{ActivationRule, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule};
 pub use rules::{
     AttentionRule, Bound, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, IndexerRule, MlaRule, NopeRule,
@@ -92,17 +101,24 @@ pub static FAMILIES: &[&Family] = &[
     &glm_moe_dsa::LITE,
     &gpt_oss::FAMILY,
     &granitemoe::FAMILY,
+    &granitemoehybrid::FAMILY,
     &hunyuan_v1_moe::FAMILY,
     &hy_v3::FAMILY,
     &hy_v4::FAMILY,
+    &jamba::FAMILY,
+    &jetmoe::FAMILY,
     &kimi_linear::FAMILY,
     &laguna::FAMILY,
+    &lfm2_moe::FAMILY,
     &llama4::FAMILY,
+    &longcat_flash::FAMILY,
     &mimo_v2_flash::FAMILY,
+    &minimax::FAMILY,
     &minimax_m2::FAMILY,
     &minimax_m3::FAMILY,
     &mistral4::FAMILY,
     &mixtral::FAMILY,
+    &nemotron_h::FAMILY,
     &olmoe::FAMILY,
     &phimoe::FAMILY,
     &qwen2_moe::FAMILY,
@@ -151,6 +167,8 @@ pub struct Family {
     pub moe_layers: MoeLayers,
     /// Experts, router and shared experts.
     pub moe: MoeRule,
+    /// Experts are on a shortcut past a dense MLP, a second attention and a second MLP.
+    pub shortcut: bool,
     /// Keys for the rows of a dense layer's MLP.
     pub dense_inter: Keys,
     /// Where multi-token-prediction layers are.
@@ -285,17 +303,39 @@ pub enum Dim {
     DeltaHead,
     /// Length of the convolution.
     DeltaKernel,
+    /// What the input projection of a state space or a short convolution makes.
+    MixerIn,
+    /// Channels of its convolution.
+    MixerChannels,
+    /// What its output projection takes.
+    MixerInner,
+    /// Length of its convolution.
+    MixerKernel,
+    /// Step sizes of a state space.
+    Steps,
+    /// Values of a channel's state.
+    States,
+    /// Rank of step sizes.
+    StepRank,
+    /// That, and what goes into and comes out of a state.
+    Selected,
     /// Rows of the dense MLP.
     DenseInter,
     /// Rows of its gate and up together.
     DenseGateUp,
     /// Rows of a routed expert.
     Inter,
+    /// What routed experts work on.
+    Latent,
+    /// All key and value heads of routed attention together.
+    KeysValues,
+    /// Experts of routed attention.
+    AttnExperts,
     /// Rows of the shared expert.
     SharedInter,
     /// Rows of the shared expert's gate and up together.
     SharedGateUp,
-    /// Number of routed experts.
+    /// Number of experts that the router knows.
     Experts,
     /// Experts a token uses.
     ExpertsUsed,
@@ -367,7 +407,12 @@ mod tests {
                     }
                 }
                 parts.sort();
-                let expected = if family.moe.bias { &Part::ALL[..] } else { &Part::ALL[..3] };
+                let gated = family.moe.activation != ActivationRule::SquaredRelu;
+                let expected = match (family.moe.bias, gated) {
+                    (true, _) => &Part::ALL[..],
+                    (false, true) => &Part::ALL[..3],
+                    (false, false) => &Part::ALL[1..3],
+                };
                 assert_eq!(parts, expected, "{} {}", family.name(), layout.name);
             }
         }

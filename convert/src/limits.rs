@@ -36,6 +36,10 @@ pub const HEAD_DIM_MAX: usize = 4096;
 pub const RANK_MAX: usize = 1 << 18;
 /// Routed experts of a layer; K3 has 896.
 pub const EXPERTS_MAX: usize = 1 << 16;
+/// Values that a channel's state has; published models have 256 at most.
+pub const STATE_MAX: usize = 1 << 16;
+/// Groups of heads of a state space.
+pub const GROUPS_MAX: usize = 4096;
 /// Tokens that a convolution looks at; published models have 4.
 pub const KERNEL_MAX: usize = 1024;
 /// Streams of hyper-connections; published models have 4.

@@ -6,16 +6,19 @@
 mod attention;
 mod moe;
 mod ngrams;
+mod recurrent;
 mod role;
 
 pub use attention::{
     Attention, Blocks, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer,
-    KeyChoice, LongRope, Mla, Pairing, Pools, QkNorm, Rope, Temperature,
+    KeyChoice, LongRope, Mla, Pairing, Pools, QkNorm, Rope, RoutedAttention, Temperature,
 };
 pub use moe::{
-    Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Activation, Choice, GateUp, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Shortcut,
 };
 pub use ngrams::Ngrams;
+pub use recurrent::{Lightning, ShortConv, StateSpace};
 pub use role::{Part, Role};
 
 /// A whole model.
@@ -29,6 +32,8 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// How norms work; `eps` of all but the latent ones.
     pub norm: Norm,
+    /// `eps` of the final norm, where it has one of its own.
+    pub final_eps: Option<f32>,
     /// The embedding is multiplied by this.
     pub embed_scale: f32,
     /// Logits are multiplied by this.
@@ -63,6 +68,11 @@ impl ModelSpec {
         self.layers.iter().enumerate().filter_map(|(l, layer)| Some((l, layer.mlp.moe()?)))
     }
 
+    /// The routed experts of a layer.
+    pub fn moe(&self, layer: usize) -> Option<&Moe> {
+        self.layers.get(layer)?.mlp.moe()
+    }
+
     /// Routed experts of all layers.
     pub fn n_experts(&self) -> u64 {
         self.moe_layers().map(|(_, moe)| moe.n_experts as u64).sum()
@@ -87,6 +97,8 @@ pub struct LayerSpec {
     pub residual: Residual,
     /// What leaves the layer is multiplied by a learnt number.
     pub scaled: bool,
+    /// What runs while the experts do, if they are on a shortcut.
+    pub shortcut: Option<Shortcut>,
 }
 
 /// Normalisation kind.
@@ -129,6 +141,15 @@ pub enum Residual {
     Scaled(f32),
     /// x += attention(norm(x)) + mlp(norm(x)), one norm for both.
     Parallel,
+    /// x += f(norm(x)), once: the layer is either attention or an MLP.
+    Single,
+    /// x = a · norm(x) + b · f(norm(x)), with a and b of attention and of the MLP
+    OfNormed {
+        /// a and b of attention.
+        attention: [f32; 2],
+        /// a and b of the MLP.
+        mlp: [f32; 2],
+    },
     /// x += norm(f(x))
     Post,
     /// x += norm(f(norm(x)))
@@ -146,6 +167,11 @@ impl Residual {
     /// Streams pass gates of each channel, which do the norm's work.
     pub fn is_gated(self) -> bool {
         matches!(self, Residual::Hyper(Hyper { across: Across::Gated(_), .. }))
+    }
+
+    /// Attention and MLP have one norm between them.
+    pub fn shares_norm(self) -> bool {
+        matches!(self, Residual::Parallel | Residual::Single)
     }
 
     /// A norm stands behind each sublayer.

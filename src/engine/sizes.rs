@@ -57,7 +57,7 @@ pub struct LayerSizes {
     pub record_bytes_max: u64,
     /// Number of planes.
     pub n_planes: usize,
-    /// Gate, up and down.
+    /// Gate, where there is one, up and down.
     pub parts: Vec<PartSizes>,
 }
 
@@ -119,8 +119,9 @@ impl Sizes {
         impossible: &mut Vec<Error>,
     ) -> Result<LayerSizes> {
         let mut sizes = LayerSizes { layer, n_experts, ..LayerSizes::default() };
-        sizes.parts =
-            MATRICES.map(|part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 }).to_vec();
+        let matrices = model.spec().moe(layer).map_or(&MATRICES[..], |moe| moe.matrices());
+        let nothing = |&part: &Part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 };
+        sizes.parts = matrices.iter().map(nothing).collect();
         for expert in 0..n_experts {
             let (mut source, mut coded, mut record) = (0, 0, 0_u64);
             for (stored, codec) in coded_parts(model, choices, layer, expert)? {

@@ -24,6 +24,7 @@ mod attention;
 mod blocks;
 mod compressed;
 mod compressor;
+mod convolution;
 mod delta;
 mod experts;
 mod gated;
@@ -31,6 +32,7 @@ mod gqa;
 mod head;
 mod indexer;
 mod layer;
+mod lightning;
 mod linear;
 mod mla;
 mod moe;
@@ -40,7 +42,11 @@ mod ordered;
 mod pools;
 mod residual;
 mod rope;
+mod routed_attention;
 mod router;
+mod short_conv;
+mod shortcut;
+mod state_space;
 
 use std::ops::Range;
 
@@ -146,6 +152,8 @@ pub struct Stream {
     pub hidden: Vec<f32>,
     /// What a parallel attention adds together with the MLP. `[tokens, width]`
     pending: Option<Vec<f32>>,
+    /// What experts on a shortcut take. `[tokens, width]`
+    shortcut: Option<Vec<f32>>,
     /// The keys that the last layer with an indexer chose, window by window.
     chosen: Vec<attention::Chosen>,
 }
@@ -153,7 +161,7 @@ pub struct Stream {
 impl Stream {
     /// Rows of this length, `[tokens, width]`.
     pub fn new(width: usize, hidden: Vec<f32>) -> Stream {
-        Stream { width, hidden, pending: None, chosen: Vec::new() }
+        Stream { width, hidden, pending: None, shortcut: None, chosen: Vec::new() }
     }
 
     /// The rows of `windows`, which are the first of this stream's, as they are between attention and MLP.
@@ -164,6 +172,7 @@ impl Stream {
             width: self.width,
             hidden: part(&self.hidden),
             pending: self.pending.as_deref().map(part),
+            shortcut: self.shortcut.as_deref().map(part),
             chosen: self.chosen.iter().take(windows.lens.len()).cloned().collect(),
         }
     }
@@ -177,6 +186,11 @@ impl Stream {
     /// Number of rows.
     pub fn n_tokens(&self) -> usize {
         self.hidden.len() / self.width.max(1)
+    }
+
+    /// The rows that the layer's MLP takes, `[tokens, width]`.
+    fn taken(&self) -> &[f32] {
+        self.shortcut.as_deref().unwrap_or(&self.hidden)
     }
 
     /// One token's row.

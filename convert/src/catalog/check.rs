@@ -121,7 +121,7 @@ impl Claims<'_> {
     fn expert_shape(&self, piece: &Piece, layer: usize, tensor: &SourceTensor) -> Option<Vec<u64>> {
         let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
         let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-        let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let (rows, cols, is_matrix) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
         let transposed = piece.is_transposed(rows, cols, &tensor.shape);
         let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
         Some(match (is_matrix, n) {
@@ -294,7 +294,7 @@ impl Claims<'_> {
         let Some(experts) = catalog.layer(layer) else { return Ok(()) };
         let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
         let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
-        let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let (rows, cols, _) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
         let transposed = piece.is_transposed(rows, cols, &encoded.tensor.shape);
         self.check_encoding(encoded, Holding { n, rows, cols, transposed })
     }

@@ -2,20 +2,23 @@
 
 use moepack_format::Result;
 
+use super::blocks::{Block, mixers};
 use super::compressed::compressed;
 use super::delta::delta;
 use super::heads::{Wide, check_groups, gate, head_dim, heads_of_layers, wide_heads};
 use super::indexed::{
     blocks_of_layers, check_first_choice, indexer, shared_choices, with_blocks, with_pools,
 };
+use super::recurrent::mixer;
 use super::{Base, factor, norm, positive, switch};
 use crate::family::{
-    AttentionRule, DeltaRule, Family, GqaRule, MlaRule, NopeRule, Sinks, Switch, WindowRule,
+    AttentionRule, DeltaRule, Family, GqaRule, MixedLayers, MixerRule, MlaRule, NopeRule, Sinks, Switch,
+    WindowRule,
 };
 use crate::hparams::Config;
-use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
+use crate::limits::{EXPERTS_MAX, HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX};
 use crate::rope::{Source, rope};
-use crate::spec::{Attention, Gqa, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, Temperature};
+use crate::spec::{Attention, Gqa, KeyChoice, Mla, Mlp, Pairing, QkNorm, Rope, RoutedAttention, Temperature};
 
 /// The attention of each layer.
 pub(super) fn attentions(
@@ -39,6 +42,13 @@ pub(super) fn attentions(
         }
         AttentionRule::Hybrid(full, linear) => hybrid(family, &full, linear, config, base),
         AttentionRule::HybridMla(full, linear) => hybrid_mla(family, &full, linear, config, base),
+        AttentionRule::Routed => {
+            let routed = routed(family, config, base)?;
+            Ok(vec![Attention::Routed(routed); base.n_layers])
+        }
+        AttentionRule::Mixed(full, other, layers) => {
+            mixed(family, (&full, &other, layers), config, base, mlps)
+        }
         AttentionRule::Mla(rule) => {
             let mla = mla(family, &rule, config, base)?;
             let shared = shared_choices(&rule, config, base.n_layers)?;
@@ -127,6 +137,25 @@ fn linear_layers(has_indexer: bool, config: &Config, n_layers: usize) -> Result<
     }
 }
 
+/// Attention in some layers, another mixer in others, neither in those that are an MLP alone.
+fn mixed(
+    family: &Family,
+    (full, other, layers): (&GqaRule, &MixerRule, MixedLayers),
+    config: &Config,
+    base: &Base,
+    mlps: &[Mlp],
+) -> Result<Vec<Attention>> {
+    let spans = spans(full, config, base.n_layers)?;
+    let nope = nope(full, config, &spans, mlps)?;
+    let kinds = mixers(layers, config, base.n_layers)?;
+    let one = |(l, ((kind, span), nope)): (usize, ((Block, &Span), bool))| match kind {
+        Block::Full => gqa(family, full, config, base, *span, nope).map(Attention::Gqa),
+        Block::Mixer => mixer(other, full, config, base, l),
+        Block::Moe | Block::Dense => Ok(Attention::None),
+    };
+    kinds.into_iter().zip(&spans).zip(nope).enumerate().map(one).collect()
+}
+
 /// What a query sees.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
@@ -189,6 +218,22 @@ fn gqa(family: &Family, rule: &GqaRule, config: &Config, base: &Base, span: Span
     })
 }
 
+fn routed(family: &Family, config: &Config, base: &Base) -> Result<RoutedAttention> {
+    let head_dim = config.uint(&["kv_channels", "head_dim"], 1, HEAD_DIM_MAX)?;
+    rotary_pairs(config, "kv_channels", head_dim)?;
+    let source = Source::new(config, "")?;
+    let dim = source.rotary_dim(family.rope, "rotary_dim", head_dim)?;
+    let n_experts = config.uint(family.moe.n_experts, 1, EXPERTS_MAX)?;
+    Ok(RoutedAttention {
+        n_experts,
+        n_used: config.uint(family.moe.n_experts_used, 1, n_experts)?,
+        n_kv_heads: config.uint(&["num_key_value_heads"], 1, HEADS_MAX)?,
+        head_dim,
+        scale: (1.0 / (head_dim as f64).sqrt()) as f32,
+        rope: rope(source, family.rope, None, Pairing::Half, dim, base.positions)?.rope,
+    })
+}
+
 fn gqa_rope(
     family: &Family,
     rule: &GqaRule,
@@ -197,6 +242,7 @@ fn gqa_rope(
     span: Span,
     head_dim: usize,
 ) -> Result<Rope> {
+    rotary_pairs(config, "head_dim", head_dim)?;
     let label = if span.window.is_some() { "sliding_attention" } else { "full_attention" };
     let source = Source::new(config, label)?;
     if family.rope.by_layers && !source.is_part(label) {
@@ -240,11 +286,15 @@ fn mla(family: &Family, rule: &MlaRule, config: &Config, base: &Base) -> Result<
             config.error("q_lora_rank is missing; null means that queries have no low-rank projection")
         );
     }
-    let scale = 1.0 / ((nope_dim + rope_dim) as f64).sqrt() * scaled.logit_factor;
+    let kv_lora = config.uint(&["kv_lora_rank"], 1, RANK_MAX)?;
+    let gain = |rank: usize| if rule.gain { (base.hidden as f64 / rank as f64).sqrt() } else { 1.0 };
+    // The gain of queries is one of logits.
+    let scale = 1.0 / ((nope_dim + rope_dim) as f64).sqrt() * scaled.logit_factor * q_lora.map_or(1.0, gain);
     Ok(Mla {
         n_heads: base.n_heads,
         q_lora,
-        kv_lora: config.uint(&["kv_lora_rank"], 1, RANK_MAX)?,
+        kv_lora,
+        kv_gain: gain(kv_lora) as f32,
         nope_dim,
         rope_dim,
         v_dim: config.uint(&["v_head_dim"], 1, HEAD_DIM_MAX)?,
@@ -375,6 +425,11 @@ fn nope(rule: &GqaRule, config: &Config, spans: &[Span], mlps: &[Mlp]) -> Result
     let without_window = |l: &Span| !l.is_limited();
     Ok(match rule.nope {
         NopeRule::None => vec![false; n_layers],
+        NopeRule::All => vec![true; n_layers],
+        NopeRule::UnlessAsked => {
+            let kind = config.find(&["position_embedding_type"]).and_then(|(_, v)| v.as_str());
+            vec![kind != Some("rope"); n_layers]
+        }
         NopeRule::WithoutWindow => {
             // Without `sliding_window` there is no pattern, and every layer rotates.
             let windows = !config.mentions(&["sliding_window"]) || config.find(&["sliding_window"]).is_some();

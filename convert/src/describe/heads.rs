@@ -3,7 +3,6 @@
 use moepack_format::Result;
 
 use super::Base;
-use super::attention::rotary_pairs;
 use crate::family::GqaRule;
 use crate::hparams::Config;
 use crate::limits::{HEAD_DIM_MAX, HEADS_MAX, LAYERS_MAX};
@@ -49,16 +48,14 @@ pub(super) fn wide_heads(config: &Config, key: &'static str, n_kv_heads: usize) 
 }
 
 pub(super) fn head_dim(rule: &GqaRule, config: &Config, base: &Base) -> Result<usize> {
-    let head_dim = match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
-        (Some(given), _) | (None, Some(given)) => given,
-        (None, None) if base.hidden.is_multiple_of(base.n_heads) => base.hidden / base.n_heads,
+    match (config.uint_opt(&["head_dim"], 1, HEAD_DIM_MAX)?, rule.head_dim) {
+        (Some(given), _) | (None, Some(given)) => Ok(given),
+        (None, None) if base.hidden.is_multiple_of(base.n_heads) => Ok(base.hidden / base.n_heads),
         (None, None) => {
             let text = format!("head_dim is missing and hidden_size {} does not divide by", base.hidden);
-            return Err(config.error(format!("{text} {} heads", base.n_heads)));
+            Err(config.error(format!("{text} {} heads", base.n_heads)))
         }
-    };
-    rotary_pairs(config, "head_dim", head_dim)?;
-    Ok(head_dim)
+    }
 }
 
 pub(super) fn gate(rule: &GqaRule, config: &Config) -> Result<Option<Gate>> {

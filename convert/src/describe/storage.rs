@@ -3,6 +3,7 @@
 use moepack_format::{Error, Result};
 use serde_json::Value;
 
+use crate::catalog::Storage;
 use crate::encoding::Hints;
 use crate::hparams::{Config, Section};
 use crate::limits::BLOCK_SIDE_MAX;
@@ -35,6 +36,22 @@ pub fn hints(config: &Config) -> Result<Hints> {
         group: number(&section, &["group_size", "q_group_size"])
             .or_else(|| of_groups(&section, "group_size")),
         gptq_v2: text("checkpoint_format") == Some("gptq_v2"),
+    })
+}
+
+/// What names alone leave open: whether routed experts are FP4, and whether scales are powers of two.
+///
+/// # Errors
+/// A key of another type.
+pub fn storage(config: &Config, total_bytes: Option<u64>) -> Result<Storage> {
+    let section = config.object_opt(&["quantization_config", "compression_config"])?;
+    let inside = |key: &str| section.as_ref().and_then(|s| s.find(&[key])).and_then(Value::as_str);
+    let fp4 = |v: &str| v == "fp4";
+    let own = config.find(&["expert_dtype"]).and_then(|(_, v)| v.as_str());
+    Ok(Storage {
+        fp4_experts: own.is_some_and(fp4) || inside("expert_dtype").is_some_and(fp4),
+        e8m0: inside("scale_fmt") == Some("ue8m0"),
+        total_bytes,
     })
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::spec::{Part, Role};
 
-const NAMES: &[Rule] = &[
+pub const NAMES: &[Rule] = &[
     rule(Role::Router, "block_sparse_moe.router.layer.weight", &[Experts, Hidden]),
     rule(Role::SharedGateUp, "shared_mlp.input_linear.weight", &[SharedGateUp, Hidden]),
     rule(Role::SharedDown, "shared_mlp.output_linear.weight", &[Hidden, SharedInter]),

@@ -31,6 +31,7 @@ pub const FAMILY: Family = Family {
     rope: RopeRule::PLAIN,
     moe_layers: MoeLayers::Sparse,
     moe: MoeRule::PLAIN,
+    shortcut: false,
     dense_inter: &["intermediate_size"],
     mtp: Mtp::None,
     layer_prefix: "model.layers.{L}.",

@@ -1,6 +1,7 @@
 //! What a family says of its parts: which keys of config.json hold their numbers, and what holds where a key is
 //! missing. Each rule has a plain constant that others are written as a difference from.
 
+use super::mixer_rules::{MixedLayers, MixerRule};
 use crate::hparams::Keys;
 use crate::spec::{DeltaProjections, Gate, GateBy, Pairing, QkNorm};
 
@@ -50,6 +51,10 @@ pub enum Factor {
 pub enum NormRule {
     /// RMS, `rms_norm_eps`.
     Rms(f64),
+    /// RMS of this `eps`, but for the last, which has `rms_norm_eps`, or this too.
+    RmsButLast(f64),
+    /// RMS, with this key instead.
+    RmsOf(&'static str, f64),
     /// RMS whose weights are stored minus one, `rms_norm_eps`.
     RmsPlusOne(f64),
     /// Layer norm with a bias, `rms_norm_eps`.
@@ -69,6 +74,18 @@ pub enum ResidualRule {
     Scaled(Factor),
     /// Attention and MLP of the same input.
     Parallel,
+    /// Added; each layer is one sublayer.
+    Single,
+    /// Added to what is normed, not to what came in, both with a factor: its keys for the factors of what is normed and
+    /// of the output, of attention, of what stands in its place, and of MLPs; 1 where they are missing.
+    OfNormed {
+        /// Layers with attention.
+        full: [Keys; 2],
+        /// The others.
+        mixer: [Keys; 2],
+        /// MLPs.
+        mlp: [Keys; 2],
+    },
     /// Normed, then added.
     Post,
     /// Normed before and after.
@@ -98,6 +115,11 @@ pub enum AttentionRule {
     /// Latent attention in the layers that `layer_types` calls `full_attention` (without the list those in
     /// `linear_attn_config.full_attn_layers`, counted from 1), linear attention in the others.
     HybridMla(MlaRule, DeltaRule),
+    /// Attention whose queries and outputs come from experts: `num_key_value_heads`, `kv_channels`, and as many experts as
+    /// MLPs have.
+    Routed,
+    /// Grouped-query attention in some layers, another way to mix tokens in the others.
+    Mixed(GqaRule, MixerRule, MixedLayers),
     /// Not described; its tensors are carried.
     Carried,
 }
@@ -290,6 +312,10 @@ pub enum NopeRule {
     WithoutWindow,
     /// Those without a window, unless they are dense and `prefix_dense_sliding_window_pattern` is 1.
     WithoutWindowUnlessDense,
+    /// None has one.
+    All,
+    /// None has one, unless `position_embedding_type` is `rope`.
+    UnlessAsked,
     /// Those with a 0 in `no_rope_layers`; without the list each `no_rope_layer_interval`-th.
     Listed,
 }
@@ -324,6 +350,8 @@ pub struct MlaRule {
     pub sinks: bool,
     /// Queries grow with the position: `llama_4_scaling_beta` among the parameters of the rotary encoding.
     pub temperature: bool,
+    /// Latents are multiplied by the root of the stream's width over their rank.
+    pub gain: bool,
     /// The rotary dimensions are there, but do not rotate.
     pub nope: bool,
 }
@@ -340,6 +368,7 @@ impl MlaRule {
         gate: None,
         sinks: false,
         temperature: false,
+        gain: false,
         nope: false,
     };
 }

@@ -1,5 +1,7 @@
 //! Attention kinds.
 
+use super::recurrent::{Lightning, ShortConv, StateSpace};
+
 /// Attention kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attention {
@@ -11,6 +13,16 @@ pub enum Attention {
     Compressed(Compressed),
     /// Linear attention: a state that each token changes by the gated delta rule.
     Delta(Delta),
+    /// Attention whose queries and outputs come from experts.
+    Routed(RoutedAttention),
+    /// A selective state space.
+    StateSpace(StateSpace),
+    /// A short convolution between gates.
+    ShortConv(ShortConv),
+    /// Linear attention whose state decays at a fixed rate.
+    Lightning(Lightning),
+    /// None: the layer is an MLP alone.
+    None,
     /// Not described: its tensors are carried, and no forward pass runs through it.
     Carried,
 }
@@ -96,6 +108,24 @@ pub struct Blocks {
     pub n_local: usize,
 }
 
+/// A mixture of attention heads (Zhang et al. 2022, arXiv 2210.05144; JetMoE, arXiv 2404.07413): each expert a token uses
+/// projects queries, which see the same keys and values, and projects what they find back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutedAttention {
+    /// Experts.
+    pub n_experts: usize,
+    /// Experts a token uses.
+    pub n_used: usize,
+    /// Heads of keys and values, and of an expert's queries.
+    pub n_kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Factor of the logits.
+    pub scale: f32,
+    /// Position encoding.
+    pub rope: Rope,
+}
+
 /// Norm of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
@@ -157,6 +187,8 @@ pub struct Mla {
     pub v_dim: usize,
     /// `eps` of the two latent norms (1e-6 in the reference, whatever the config says).
     pub latent_eps: f32,
+    /// The key-value latent is multiplied by this after its norm.
+    pub kv_gain: f32,
     /// Biases on the down projections and the output.
     pub bias: bool,
     /// Factor of the logits, YaRN's mscale² included.

@@ -116,11 +116,49 @@ pub enum Role {
     DeltaDecay,
     DeltaNorm,
     DeltaOut,
+    /// Routed attention: its router, experts' queries and outputs, keys and values in one.
+    AttnRouter,
+    AttnExpertsIn,
+    AttnExpertsOut,
+    KeysValues,
+    /// State spaces, short convolutions and lightning attention: projections, convolution, norm.
+    MixerIn,
+    MixerInBias,
+    MixerConv,
+    MixerConvBias,
+    MixerNorm,
+    MixerOut,
+    MixerOutBias,
+    /// State spaces: bias of step sizes, decay, what goes past the state; and what a low rank of step sizes takes.
+    StateStep,
+    StateDecay,
+    StateSkip,
+    StateSelect,
+    StateStepUp,
+    StateStepNorm,
+    StateInNorm,
+    StateOutNorm,
     DenseGate,
     /// Gate and up in one.
     DenseGateUp,
     DenseUp,
     DenseDown,
+    /// Of a layer whose experts are on a shortcut: its second attention and MLP.
+    SecondAttnNorm,
+    SecondMlpNorm,
+    SecondQA,
+    SecondQABias,
+    SecondQANorm,
+    SecondQB,
+    SecondKvA,
+    SecondKvABias,
+    SecondKvANorm,
+    SecondKvB,
+    SecondO,
+    SecondOBias,
+    SecondDenseGate,
+    SecondDenseUp,
+    SecondDenseDown,
     Router,
     RouterBias,
     RouterCorrection,
@@ -129,6 +167,11 @@ pub enum Role {
     RouterExpertScale,
     /// Experts of each token id; integers.
     RouterTable,
+    /// Added to the sum of routed experts.
+    ExpertsBias,
+    /// To what routed experts work on, and back.
+    LatentDown,
+    LatentUp,
     SharedGate,
     SharedUp,
     /// Gate and up in one.
@@ -143,7 +186,36 @@ pub enum Role {
     Carried,
 }
 
+/// What a layer whose experts are on a shortcut has twice.
+const TWICE: &[(Role, Role)] = &[
+    (Role::AttnNorm, Role::SecondAttnNorm),
+    (Role::MlpNorm, Role::SecondMlpNorm),
+    (Role::QA, Role::SecondQA),
+    (Role::QABias, Role::SecondQABias),
+    (Role::QANorm, Role::SecondQANorm),
+    (Role::QB, Role::SecondQB),
+    (Role::KvA, Role::SecondKvA),
+    (Role::KvABias, Role::SecondKvABias),
+    (Role::KvANorm, Role::SecondKvANorm),
+    (Role::KvB, Role::SecondKvB),
+    (Role::O, Role::SecondO),
+    (Role::OBias, Role::SecondOBias),
+    (Role::DenseGate, Role::SecondDenseGate),
+    (Role::DenseUp, Role::SecondDenseUp),
+    (Role::DenseDown, Role::SecondDenseDown),
+];
+
 impl Role {
+    /// The second of what a layer has twice.
+    pub fn second(self) -> Option<Role> {
+        TWICE.iter().find(|(first, _)| *first == self).map(|(_, second)| *second)
+    }
+
+    /// The first, if this is the second.
+    pub fn first(self) -> Option<Role> {
+        TWICE.iter().find(|(_, second)| *second == self).map(|(first, _)| *first)
+    }
+
     /// Whether the tensor holds integers, not weights.
     pub const fn is_table(self) -> bool {
         matches!(self, Role::RouterTable | Role::NgramFactors | Role::NgramSizes | Role::NgramOffsets)

@@ -81,7 +81,7 @@ impl Head {
         Ok(Head {
             isa,
             collapse,
-            norm: final_norm.transpose()?,
+            norm: final_norm.transpose()?.map(|norm| norm.with_eps(spec.final_eps)),
             hidden: spec.hidden,
             linear: Linear::load(weights, None, (role, bias), spec.vocab, spec.hidden)?,
             scale: spec.logit_scale,

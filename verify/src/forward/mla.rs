@@ -237,6 +237,9 @@ impl Mla {
         let latent = sized(latent, len * lora); // [len, kv_lora]
         for (t, (from, latent)) in kv_a.chunks_exact(width).zip(latent.chunks_exact_mut(lora)).enumerate() {
             self.kv_a_norm.apply(isa, &from[..lora], latent);
+            if self.spec.kv_gain != 1.0 {
+                latent.iter_mut().for_each(|v| *v *= self.spec.kv_gain);
+            }
             let rotary = &mut rotary[t * self.spec.rope_dim..][..self.spec.rope_dim];
             rotary.copy_from_slice(&from[lora..]);
             table.rotate(t, rotary, self.spec.rope_dim);

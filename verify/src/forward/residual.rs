@@ -4,6 +4,8 @@
 //! plain     x += f(norm(x))                       scaled    x += factor · f(norm(x))
 //! post      x += norm(f(x))                       sandwich  x += norm(f(norm(x)))
 //! parallel  x += attention(norm(x)) + mlp(norm(x))
+//! single    x += f(norm(x)), where f is attention or an MLP and there is no other sublayer
+//! of normed x = a · norm(x) + b · f(norm(x))
 //! hyper     y = Σ_j pre_j X_j;  X'_k = post_k f(norm(y)) + Σ_j C_jk X_j            n streams X a token
 //! ```
 //!
@@ -28,12 +30,15 @@ pub(super) struct Sublayer {
     scale: f32,
     /// What leaves the layer is multiplied by this.
     pub(super) layer_scale: Option<f32>,
+    /// What is normed stays in the stream, times this.
+    keeps_normed: Option<f32>,
     hyper: Option<Hyper>,
     gated: Option<Gated>,
 }
 
 /// The roles of a sublayer's tensors.
 pub(super) struct Roles {
+    is_mlp: bool,
     norm: (Role, Role),
     post_norm: Role,
     mix: [Role; 3],
@@ -42,6 +47,7 @@ pub(super) struct Roles {
 
 /// Of attention.
 pub(super) const ATTENTION: Roles = Roles {
+    is_mlp: false,
     norm: (Role::AttnNorm, Role::AttnNormBias),
     post_norm: Role::AttnPostNorm,
     mix: [Role::AttnMix, Role::AttnMixBase, Role::AttnMixScale],
@@ -53,6 +59,7 @@ pub(super) const ATTENTION: Roles = Roles {
 
 /// Of the MLP.
 pub(super) const MLP: Roles = Roles {
+    is_mlp: true,
     norm: (Role::MlpNorm, Role::MlpNormBias),
     post_norm: Role::MlpPostNorm,
     mix: [Role::MlpMix, Role::MlpMixBase, Role::MlpMixScale],
@@ -70,8 +77,8 @@ impl Sublayer {
         roles: &Roles,
     ) -> Result<Sublayer> {
         let hidden = weights.spec().hidden;
-        // Both sublayers of a parallel layer have the norm of its attention.
-        let (norm, bias) = if residual == Residual::Parallel { ATTENTION.norm } else { roles.norm };
+        // A norm that sublayers share is that of attention.
+        let (norm, bias) = if residual.shares_norm() { ATTENTION.norm } else { roles.norm };
         let norm = residual.has_pre_norm().then(|| Norm::load(weights, Some(l), (norm, bias), hidden));
         let post_norm = residual
             .has_post_norm()
@@ -86,12 +93,21 @@ impl Sublayer {
             Residual::Hyper(spec) => Gated::load(weights, Some(l), spec, &roles.gated)?,
             _ => None,
         };
+        let (keeps_normed, scale) = match residual {
+            Residual::Scaled(factor) => (None, factor),
+            Residual::OfNormed { attention, mlp } => {
+                let [a, b] = if roles.is_mlp { mlp } else { attention };
+                (Some(a), b)
+            }
+            _ => (None, 1.0),
+        };
         Ok(Sublayer {
             hidden,
             norm: norm.transpose()?,
             post_norm: post_norm.transpose()?,
             layer_scale: None,
-            scale: if let Residual::Scaled(factor) = residual { factor } else { 1.0 },
+            scale,
+            keeps_normed,
             hyper,
             gated,
         })
@@ -179,10 +195,11 @@ impl Sublayer {
     }
 
     /// How these rows join the stream, from the notes of their tokens.
-    pub(super) fn joint<'a>(&self, notes: &'a [f32]) -> Joint<'a> {
-        match self.mix() {
-            None => Joint::Add,
-            Some(mix) => Joint::Mix { mix, notes },
+    pub(super) fn joint<'a>(&'a self, notes: &'a [f32]) -> Joint<'a> {
+        match (self.mix(), self.keeps_normed, &self.norm) {
+            (Some(mix), ..) => Joint::Mix { mix, notes },
+            (None, Some(factor), Some(norm)) => Joint::OfNormed { norm, factor, notes },
+            _ => Joint::Add,
         }
     }
 
@@ -205,8 +222,14 @@ impl Sublayer {
     /// What the sublayer's outputs `[tokens, hidden]` do to a stream whose tokens have these notes.
     pub(super) fn delta(&self, isa: Isa, mut rows: Vec<f32>, notes: &[f32]) -> Delta {
         rows.par_chunks_mut(ROWS * self.hidden).for_each(|rows| self.output(isa, rows));
-        let mix = self.mix().map(|mix| (mix, notes.to_vec()));
-        Delta { hidden: self.hidden, rows, mix, layer_scale: self.layer_scale }
+        let how = match self.joint(notes) {
+            Joint::Add => How::Add,
+            Joint::Mix { mix, notes } => How::Mix { mix, notes: notes.to_vec() },
+            Joint::OfNormed { norm, factor, notes } => {
+                How::OfNormed { norm: norm.clone(), factor, notes: notes.to_vec() }
+            }
+        };
+        Delta { hidden: self.hidden, rows, how, layer_scale: self.layer_scale }
     }
 }
 
@@ -217,6 +240,8 @@ pub(super) enum Joint<'a> {
     Add,
     /// Streams are mixed.
     Mix { mix: Mix, notes: &'a [f32] },
+    /// They are added to what was normed, times a factor.
+    OfNormed { norm: &'a Norm, factor: f32, notes: &'a [f32] },
 }
 
 /// Where a token's notes say how streams mix.
@@ -233,8 +258,20 @@ pub(super) struct Mix {
 impl Joint<'_> {
     /// Changes rows of the stream `[t, width]` by outputs `[t, hidden]`; `first` is the index of the first in the notes.
     pub(super) fn join(self, isa: Isa, rows: &mut [f32], outputs: &[f32], hidden: usize, first: usize) {
-        let Joint::Mix { mix: Mix { n_streams, n_notes, post, alone }, notes } = self else {
-            return math::add(isa, rows, outputs);
+        let (Mix { n_streams, n_notes, post, alone }, notes) = match self {
+            Joint::Add => return math::add(isa, rows, outputs),
+            Joint::Mix { mix, notes } => (mix, notes),
+            Joint::OfNormed { norm, factor, notes } => {
+                let mut normed = vec![0.0; hidden];
+                let notes = notes.chunks_exact(NORM_NOTES).skip(first);
+                let rows = rows.chunks_exact_mut(hidden).zip(outputs.chunks_exact(hidden));
+                for ((row, output), notes) in rows.zip(notes) {
+                    norm.apply_noted(isa, row, notes, &mut normed);
+                    row.copy_from_slice(output);
+                    math::add_scaled(isa, row, factor, &normed);
+                }
+                return;
+            }
         };
         let mut before = vec![0.0; n_streams * hidden]; // [n_streams, hidden]
         let notes = notes.chunks_exact(n_notes).skip(first);
@@ -263,18 +300,36 @@ pub struct Delta {
     hidden: usize,
     /// `[tokens, hidden]`
     rows: Vec<f32>,
-    /// How streams mix, and the notes. `[tokens, n_notes]`
-    mix: Option<(Mix, Vec<f32>)>,
+    how: How,
     /// What the stream is multiplied by in the end.
     layer_scale: Option<f32>,
+}
+
+/// How the outputs join: a [`Joint`] that owns what it needs.
+#[derive(Clone, Debug)]
+enum How {
+    Add,
+    /// Notes are `[tokens, n_notes]`.
+    Mix {
+        mix: Mix,
+        notes: Vec<f32>,
+    },
+    /// The same.
+    OfNormed {
+        norm: Norm,
+        factor: f32,
+        notes: Vec<f32>,
+    },
 }
 
 impl Stream {
     /// Joins what a sublayer made, and what a parallel attention before it left.
     pub fn add(&mut self, isa: Isa, delta: &Delta) {
-        let joint = match &delta.mix {
-            None => Joint::Add,
-            Some((mix, notes)) => Joint::Mix { mix: *mix, notes },
+        self.shortcut = None;
+        let joint = match &delta.how {
+            How::Add => Joint::Add,
+            How::Mix { mix, notes } => Joint::Mix { mix: *mix, notes },
+            How::OfNormed { norm, factor, notes } => Joint::OfNormed { norm, factor: *factor, notes },
         };
         if let Some(pending) = self.pending.take() {
             let parts =

@@ -27,7 +27,8 @@ pub(super) struct Router {
 
 impl Router {
     pub(super) fn load(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Router> {
-        let (l, hidden, n_experts, spec) = (Some(layer), weights.spec().hidden, moe.n_experts, moe.router);
+        let (l, hidden, spec) = (Some(layer), weights.spec().hidden, moe.router);
+        let n_experts = moe.n_experts + moe.n_zero;
         let roles = (Role::Router, spec.bias.then_some(Role::RouterBias));
         let correction =
             spec.correction.then(|| vector(weights, layer, Role::RouterCorrection, n_experts)).transpose()?;
@@ -229,7 +230,7 @@ fn leave_best_groups(groups: Groups, keys: &mut [f32]) {
 }
 
 /// Indices of the `k` largest values, largest first, the lower index first where they are equal. NaN comes last.
-fn best(values: &[f32], k: usize) -> Vec<usize> {
+pub(super) fn best(values: &[f32], k: usize) -> Vec<usize> {
     let mut top: Vec<usize> = Vec::with_capacity(k + 1);
     let key = |i: usize| if values[i].is_nan() { f32::NEG_INFINITY } else { values[i] };
     for i in 0..values.len() {
@@ -262,13 +263,23 @@ pub struct Routing {
     pub weights: Vec<f32>,
     /// Tokens by expert, ascending. `[tokens · n_used]`
     assigned: Vec<Assigned>,
-    /// Where each expert's tokens begin, and the end. `[n_experts + 1]`
+    /// Where each expert's tokens begin, and the end. `[n_experts + n_zero + 1]`
     starts: Vec<usize>,
+    /// Experts with weights.
+    n_experts: usize,
 }
 
 impl Routing {
-    /// Sorts the choice by expert; `experts` are all below `n_experts`.
-    pub(super) fn new(n_experts: usize, n_used: usize, experts: Vec<u32>, weights: Vec<f32>) -> Routing {
+    /// Sorts the choice by expert; `experts` are all below the number of those with weights and of those that hand their
+    /// input on together.
+    pub(super) fn new(
+        [n_experts, n_zero]: [usize; 2],
+        n_used: usize,
+        experts: Vec<u32>,
+        weights: Vec<f32>,
+    ) -> Routing {
+        let n_weighty = n_experts;
+        let n_experts = n_experts + n_zero;
         let mut starts = vec![0; n_experts + 1];
         experts.iter().for_each(|&e| starts[e as usize + 1] += 1);
         for e in 0..n_experts {
@@ -280,12 +291,12 @@ impl Routing {
             assigned[next[e as usize]] = Assigned { token: (i / n_used) as u32, weight };
             next[e as usize] += 1;
         }
-        Routing { n_used, experts, weights, assigned, starts }
+        Routing { n_used, experts, weights, assigned, starts, n_experts: n_weighty }
     }
 
-    /// Number of experts there are to choose from.
+    /// Number of experts with weights there are to choose from.
     pub fn n_experts(&self) -> usize {
-        self.starts.len() - 1
+        self.n_experts
     }
 
     /// The tokens that use this expert, ascending.
@@ -293,9 +304,14 @@ impl Routing {
         &self.assigned[self.starts[expert]..self.starts[expert + 1]]
     }
 
+    /// The tokens that use experts that hand their input on, expert by expert.
+    pub(super) fn handed_on(&self) -> &[Assigned] {
+        self.assigned.get(self.starts[self.n_experts]..).unwrap_or_default()
+    }
+
     /// How many tokens use each expert. `[n_experts]`
     pub fn counts(&self) -> Vec<u64> {
-        self.starts.windows(2).map(|w| (w[1] - w[0]) as u64).collect()
+        self.starts.windows(2).take(self.n_experts).map(|w| (w[1] - w[0]) as u64).collect()
     }
 }
 
@@ -393,7 +409,7 @@ mod tests {
 
     #[test]
     fn tokens_are_listed_by_expert_in_ascending_order() {
-        let routing = Routing::new(4, 2, vec![3, 0, 0, 1, 3, 1], vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
+        let routing = Routing::new([4, 0], 2, vec![3, 0, 0, 1, 3, 1], vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
         let of = |e| routing.tokens_of(e).iter().map(|a| (a.token, a.weight)).collect::<Vec<_>>();
         assert_eq!(of(0), [(0, 0.2), (1, 0.3)]);
         assert_eq!(of(1), [(1, 0.4), (2, 0.6)]);
