@@ -18,7 +18,7 @@ use crate::spec::{LayerSpec, Mlp, ModelSpec, Role};
 mod check;
 mod outline;
 pub(crate) use check::{carried_matrix, matrix, piece_dims};
-pub(crate) use outline::{Storage, outline};
+pub(crate) use outline::{Scales, Storage, outline};
 #[cfg(test)]
 mod tests;
 

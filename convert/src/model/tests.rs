@@ -20,6 +20,8 @@ use crate::coded::CodedExpert;
 use crate::spec::{Attention, Mlp, Part};
 use crate::testing::{TestCheckpoint, f32s, fixture};
 
+mod outline;
+
 const GATE: &str = "model.layers.1.mlp.experts.2.gate_proj.weight";
 
 #[test]

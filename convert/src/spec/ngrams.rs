@@ -31,6 +31,12 @@ impl Ngrams {
         self.sizes.len() / (self.factors.len() - 1).max(1)
     }
 
+    /// Rows of one of the tensors: all have equally many, but the last has what is left.
+    pub fn rows_of_part(&self, part: usize) -> u64 {
+        let each = self.n_rows.div_ceil((self.n_parts as u64).max(1));
+        each.min(self.n_rows.saturating_sub(each.saturating_mul(part as u64)))
+    }
+
     /// Values of a token's embedding.
     pub fn width(&self) -> usize {
         self.sizes.len() * self.dim
