@@ -18,7 +18,7 @@ use crate::spec::{LayerSpec, Mlp, ModelSpec, Role};
 mod check;
 mod outline;
 pub(crate) use check::{carried_matrix, matrix, piece_dims, ranges};
-pub(crate) use outline::{Storage, outline};
+pub(crate) use outline::{Scales, Storage, outline};
 #[cfg(test)]
 mod tests;
 
@@ -104,7 +104,8 @@ pub(crate) struct Source<'a> {
 /// What one tensor turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Claim {
-    Trunk(&'static Rule, Option<usize>),
+    /// Rule, layer, and which of several tensors.
+    Trunk(&'static Rule, Option<usize>, Option<usize>),
     Expert {
         layouts: u32,
         piece: &'static Piece,
@@ -223,7 +224,7 @@ impl<'a> Claims<'a> {
         let layer = place.layer.and_then(|l| spec.layers.get(l));
         match (place.meaning, layer) {
             (Meaning::Trunk(rule), layer) if dims::has(spec, layer, rule.role) => {
-                Claim::Trunk(rule, place.layer)
+                Claim::Trunk(rule, place.layer, place.expert)
             }
             (Meaning::Trunk(_), None) => Claim::Unclaimed("config.json says that there is no such tensor"),
             (Meaning::Trunk(_), Some(_)) => {
@@ -266,13 +267,13 @@ impl<'a> Claims<'a> {
         let mut order: Vec<(u32, u64, TrunkTensor)> = Vec::new();
         for (at, claim, t) in self.each() {
             let (layer, role) = match claim {
-                Claim::Trunk(rule, layer) => (layer, rule.role),
+                Claim::Trunk(rule, layer, part) => (layer, rule.role.of_part(part)),
                 Claim::Carried(layer) => (layer, Role::Carried),
                 _ => continue,
             };
             let is_scale = self.is_scale(at);
             let (name, shape) = (t.name.to_string(), t.shape.to_vec());
-            let decoded = self.decoded(claim).filter(|_| !is_scale).unwrap_or_else(|| shape.clone());
+            let decoded = self.decoded(claim, t).filter(|_| !is_scale).unwrap_or_else(|| shape.clone());
             let entry = TrunkTensor {
                 name,
                 layer,

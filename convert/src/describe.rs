@@ -7,7 +7,10 @@ mod attention;
 mod blocks;
 mod compressed;
 mod delta;
+mod heads;
+mod indexed;
 mod moe;
+mod ngrams;
 mod recurrent;
 mod storage;
 
@@ -15,10 +18,12 @@ use moepack_format::Result;
 
 use crate::family::{Factor, Family, Fixed, MoeLayers, NormRule, ResidualRule, Switch};
 use crate::hparams::{Config, Keys};
-use crate::limits::{HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX};
+use crate::limits::{
+    HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX,
+};
 pub use storage::{hints, storage};
 
-use crate::spec::{Attention, Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
+use crate::spec::{Across, Attention, Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};
 
 /// The model that config.json describes. `tied_head` is what config.json says; whether there is a head of its
 /// own is for the tensors to decide.
@@ -45,16 +50,22 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
     let residuals = [residual(family, config, &base, false)?, residual(family, config, &base, true)?];
     let mlps = moe::mlps(family, config, base.n_layers)?;
     let attentions = attention::attentions(family, config, &base, &mlps)?;
+    let vocab = config.uint(&["vocab_size"], 1, VOCAB_MAX)?;
+    let ngrams = match family.ngrams {
+        true => ngrams::ngrams(config, &base, vocab)?,
+        false => vec![None; base.n_layers],
+    };
+    let scaled = family.layer_scale;
     let shortcut = if family.shortcut { Some(moe::shortcut(family, config)?) } else { None };
     let [with_attention, without] = residuals;
-    let layer = |(attention, mlp): (Attention, Mlp)| {
+    let layer = |((attention, mlp), ngrams): ((Attention, Mlp), _)| {
         let residual = if matches!(attention, Attention::Gqa(_)) { with_attention } else { without };
-        LayerSpec { attention, mlp, residual, shortcut }
+        LayerSpec { ngrams, attention, mlp, residual, scaled, shortcut }
     };
     Ok(ModelSpec {
         family: family.name(),
         hidden: base.hidden,
-        vocab: config.uint(&["vocab_size"], 1, VOCAB_MAX)?,
+        vocab,
         norm: norm(family, config)?,
         final_eps: match family.norm {
             NormRule::RmsButLast(default) => Some(eps(config, "rms_norm_eps", default)?),
@@ -62,11 +73,12 @@ pub fn describe(family: &'static Family, config: &Config) -> Result<ModelSpec> {
         },
         embed_scale: factor(config, family.embed_scale, &base)?,
         logit_scale: factor(config, family.logit_scale, &base)?,
+        logit_softcap: moe::softcap(family.logit_softcap, config)?,
         head_bias: switch(config, family.head_bias)?,
         tied_head: config.flag(&["tie_embedding", "tie_word_embeddings"], family.tied_head)?,
         hyper: if let Residual::Hyper(hyper) = without { Some(hyper) } else { None },
         max_positions: base.positions,
-        layers: attentions.into_iter().zip(mlps).map(layer).collect(),
+        layers: attentions.into_iter().zip(mlps).zip(ngrams).map(layer).collect(),
     })
 }
 
@@ -90,6 +102,7 @@ fn check_fixed(family: &Family, config: &Config) -> Result<()> {
         let (same, expected) = match want {
             Fixed::Text(t) => (value.as_str() == Some(t), format!("{t:?}")),
             Fixed::Int(n) => (value.as_f64() == Some(n as f64), n.to_string()),
+            Fixed::NotText(t) => (value.as_str() != Some(t), format!("anything but {t:?}")),
             Fixed::Bool(b) => (value.as_bool() == Some(b), b.to_string()),
         };
         if !same {
@@ -142,11 +155,27 @@ fn residual(family: &Family, config: &Config, base: &Base, mixes: bool) -> Resul
         }
         ResidualRule::Post => Residual::Post,
         ResidualRule::Sandwich => Residual::Sandwich,
-        ResidualRule::Hyper => Residual::Hyper(Hyper {
-            n_streams: config.uint_opt(&["hc_mult"], 1, STREAMS_MAX)?.unwrap_or(4),
-            sinkhorn_steps: config.uint_opt(&["hc_sinkhorn_iters"], 1, SINKHORN_MAX)?.unwrap_or(20),
-            eps: eps(config, "hc_eps", 1e-6)?,
+        ResidualRule::HyperGated => Residual::Hyper(Hyper {
+            n_streams: config.uint_opt(&["hc_count"], 1, STREAMS_MAX)?.unwrap_or(4),
+            across: Across::Gated(config.uint_opt(&["hc_lowrank"], 1, RANK_MAX)?.unwrap_or(320)),
+            eps: 0.0,
+            mean_head: false,
         }),
+        ResidualRule::Hyper | ResidualRule::HyperMean | ResidualRule::HyperAlone => {
+            Residual::Hyper(hyper(family.residual, config)?)
+        }
+    })
+}
+
+fn hyper(rule: ResidualRule, config: &Config) -> Result<Hyper> {
+    Ok(Hyper {
+        n_streams: config.uint_opt(&["hc_mult"], 1, STREAMS_MAX)?.unwrap_or(4),
+        across: match rule {
+            ResidualRule::HyperAlone => Across::Alone(positive(config, &["hc_magnitude"])?.unwrap_or(2.0)),
+            _ => Across::Sinkhorn(config.uint_opt(&["hc_sinkhorn_iters"], 1, SINKHORN_MAX)?.unwrap_or(20)),
+        },
+        eps: eps(config, "hc_eps", 1e-6)?,
+        mean_head: rule == ResidualRule::HyperMean,
     })
 }
 
@@ -164,6 +193,7 @@ fn factor(config: &Config, factor: Factor, base: &Base) -> Result<f32> {
         Factor::One => 1.0,
         Factor::Key(key, default) => positive(config, &[key])?.unwrap_or(default as f32),
         Factor::Inverse(key, default) => 1.0 / positive(config, &[key])?.unwrap_or(default as f32),
+        Factor::RootOfHidden => (base.hidden as f64).sqrt() as f32,
         Factor::RootOfHiddenIf(key) if config.flag(&[key], false)? => (base.hidden as f64).sqrt() as f32,
         Factor::RootOfHiddenIf(_) => 1.0,
     })

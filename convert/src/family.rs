@@ -13,6 +13,7 @@ use crate::rope::RopeRule;
 use crate::spec::Role;
 
 mod afmoe;
+mod bailing_hybrid;
 mod bailing_moe_v2;
 mod cohere2_moe;
 mod common;
@@ -22,21 +23,26 @@ mod deepseek_v3;
 mod deepseek_v32;
 mod deepseek_v4;
 mod deepseek_v41;
+mod deepseek_v4_names;
 mod dense;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
 mod flex_olmo;
+mod gemma4;
 mod glm4_moe;
+mod glm5_next;
 mod glm_moe_dsa;
 mod gpt_oss;
 mod granitemoe;
 mod granitemoehybrid;
 mod hunyuan_v1_moe;
 mod hy_v3;
+mod hy_v4;
 mod jamba;
 mod jetmoe;
 mod kimi_linear;
+mod laguna;
 mod layout;
 mod lfm2_moe;
 mod llama4;
@@ -44,6 +50,7 @@ mod longcat_flash;
 mod mimo_v2_flash;
 mod minimax;
 mod minimax_m2;
+mod minimax_m3;
 mod mistral4;
 mod mixer_rules;
 mod mixtral;
@@ -55,6 +62,7 @@ mod qwen2_moe;
 mod qwen3_moe;
 mod qwen3_next;
 mod qwen3_vl_moe;
+mod qwen4_exp;
 mod rules;
 mod solar_open;
 
@@ -62,13 +70,14 @@ pub use layout::{ExpertLayout, Holds, Piece, Split};
 pub use mixer_rules::{MixedLayers, MixerRule, StateRule, StepRule};
 pub use moe_rules::{ActivationRule, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule};
 pub use rules::{
-    AttentionRule, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, MlaRule, NopeRule, NormRule,
-    ResidualRule, Sinks, Switch, WindowRule,
+    AttentionRule, Bound, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, IndexerRule, MlaRule, NopeRule,
+    NormRule, ResidualRule, Sinks, Switch, WindowRule,
 };
 
 /// Every family that can be read.
 pub static FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
+    &bailing_hybrid::FAMILY,
     &bailing_moe_v2::FAMILY,
     &cohere2_moe::FAMILY,
     &dbrx::FAMILY,
@@ -85,7 +94,9 @@ pub static FAMILIES: &[&Family] = &[
     &ernie4_5_moe::FAMILY,
     &exaone_moe::FAMILY,
     &flex_olmo::FAMILY,
+    &gemma4::FAMILY,
     &glm4_moe::FAMILY,
+    &glm5_next::FAMILY,
     &glm_moe_dsa::FAMILY,
     &glm_moe_dsa::LITE,
     &gpt_oss::FAMILY,
@@ -93,15 +104,18 @@ pub static FAMILIES: &[&Family] = &[
     &granitemoehybrid::FAMILY,
     &hunyuan_v1_moe::FAMILY,
     &hy_v3::FAMILY,
+    &hy_v4::FAMILY,
     &jamba::FAMILY,
     &jetmoe::FAMILY,
     &kimi_linear::FAMILY,
+    &laguna::FAMILY,
     &lfm2_moe::FAMILY,
     &llama4::FAMILY,
     &longcat_flash::FAMILY,
     &mimo_v2_flash::FAMILY,
     &minimax::FAMILY,
     &minimax_m2::FAMILY,
+    &minimax_m3::FAMILY,
     &mistral4::FAMILY,
     &mixtral::FAMILY,
     &nemotron_h::FAMILY,
@@ -112,6 +126,7 @@ pub static FAMILIES: &[&Family] = &[
     &qwen3_next::FAMILY,
     &qwen3_next::QWEN3_5,
     &qwen3_vl_moe::FAMILY,
+    &qwen4_exp::FAMILY,
     &solar_open::FAMILY,
 ];
 
@@ -132,10 +147,16 @@ pub struct Family {
     pub embed_scale: Factor,
     /// What logits are multiplied by.
     pub logit_scale: Factor,
+    /// Key of the logits' soft cap; none where it is 0, null or missing.
+    pub logit_softcap: Keys,
+    /// What leaves a layer is multiplied by a learnt number.
+    pub layer_scale: bool,
     /// Bias of the head.
     pub head_bias: Switch,
     /// `tie_word_embeddings` where config.json has none.
     pub tied_head: bool,
+    /// Layers have embeddings of n-grams: `ple_layer_ids`, `ngram_size`, `heads_per_ngram` …
+    pub ngrams: bool,
     /// How sublayers join the stream.
     pub residual: ResidualRule,
     /// How tokens mix.
@@ -214,6 +235,8 @@ pub enum Dim {
     Heads,
     /// What attention hands to the output projection.
     AttnOut,
+    /// Rows of the matrix that gates it.
+    GateOut,
     /// Rank of the query latent.
     QLora,
     /// Rank of the key-value latent.
@@ -226,6 +249,18 @@ pub enum Dim {
     GroupIn,
     /// Rank of all groups of the output projection together.
     GroupRank,
+    /// Embedding of a token's n-grams.
+    NgramWidth,
+    /// One row of their table.
+    NgramRow,
+    /// Their orders, and one.
+    NgramOrders,
+    /// Heads of all orders together.
+    NgramHeads,
+    /// Length of their convolution.
+    NgramKernel,
+    /// As many as the tensor has.
+    Any,
     /// All streams of the residual together.
     Width,
     /// Streams of the residual.
@@ -233,7 +268,9 @@ pub enum Dim {
     /// What hyper-connections compute for a sublayer.
     Mixes,
     /// Factors of that.
-    Three,
+    Scales,
+    /// Rank of the gates that streams pass.
+    GateRank,
     /// Tokens of a compressed entry.
     Ratio,
     /// What a token gives to compressed entries.
@@ -242,10 +279,14 @@ pub enum Dim {
     EntryHead,
     /// All heads of the indexer together.
     Index,
+    /// These and its key.
+    IndexQk,
     /// One head of the indexer.
     IndexHead,
     /// Number of the indexer's heads.
     IndexHeads,
+    /// Keys of a pool.
+    Pool,
     /// What a token gives to the indexer's entries.
     IndexEntry,
     /// Channels of a linear attention's convolution.
@@ -280,6 +321,8 @@ pub enum Dim {
     Selected,
     /// Rows of the dense MLP.
     DenseInter,
+    /// Rows of its gate and up together.
+    DenseGateUp,
     /// Rows of a routed expert.
     Inter,
     /// What routed experts work on.

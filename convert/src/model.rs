@@ -16,7 +16,8 @@ use crate::encoding::Hints;
 use crate::family::{Family, Mtp};
 use crate::hparams::Config;
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::spec::{ModelSpec, Role};
+use crate::names::{Meaning, Names};
+use crate::spec::{GateUp, Mlp, ModelSpec, Moe, Role};
 
 mod experts;
 mod finite;
@@ -92,6 +93,7 @@ impl Model {
         let config = read_config(checkpoint.place())?;
         let family = Family::of(&config)?;
         let mut spec = describe(family, &config)?;
+        fuse(&mut spec, family, &checkpoint);
         let hints = hints(&config)?;
         let mut warnings = checkpoint.warnings().to_vec();
         let mut catalog = Catalog::build(Source {
@@ -206,7 +208,8 @@ fn outlined(path: &Path) -> Result<Option<Checkpoint>> {
     let Some((names, total_bytes)) = Checkpoint::of_names(path)? else { return Ok(None) };
     let config = read_config(names.place())?;
     let family = Family::of(&config)?;
-    let spec = describe(family, &config)?;
+    let mut spec = describe(family, &config)?;
+    fuse(&mut spec, family, &names);
     let hints = hints(&config)?;
     let source =
         Source { family, spec: &spec, checkpoint: &names, in_banks: false, head_may_be_tied: true, hints };
@@ -243,6 +246,24 @@ fn check_bundle(bundle: &Bundle, family: &Family, spec: &ModelSpec) -> Result<()
         Some(((layer, n), (bank_layer, bank_n))) => bad(format!(
             "a bank of {bank_n} experts for layer {bank_layer}, config.json has {n} experts in layer {layer}"
         )),
+    }
+}
+
+/// Gate and up of an MLP are one matrix where the checkpoint has it: families that are stored both ways have rules for both.
+fn fuse(spec: &mut ModelSpec, family: &'static Family, checkpoint: &Checkpoint) {
+    let names = Names::of(family);
+    for tensor in checkpoint.tensors() {
+        let Some(place) = names.find(&names.canonical(&tensor.name)) else { continue };
+        let layer = place.layer.and_then(|l| spec.layers.get_mut(l));
+        match (place.meaning, layer.map(|l| &mut l.mlp)) {
+            (Meaning::Trunk(rule), Some(Mlp::Dense { gate_up, .. })) if rule.role == Role::DenseGateUp => {
+                *gate_up = GateUp::One;
+            }
+            (Meaning::Trunk(rule), Some(Mlp::Moe(Moe { shared: Some(shared), .. }))) => {
+                shared.fused |= rule.role == Role::SharedGateUp;
+            }
+            _ => {}
+        }
     }
 }
 

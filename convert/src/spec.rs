@@ -5,17 +5,19 @@
 
 mod attention;
 mod moe;
+mod ngrams;
 mod recurrent;
 mod role;
 
 pub use attention::{
-    Attention, Compressed, Compression, Delta, DeltaProjections, Gate, Gqa, Indexer, KeyChoice, LongRope,
-    Mla, Pairing, QkNorm, Rope, RoutedAttention, Temperature,
+    Attention, Blocks, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer,
+    KeyChoice, LongRope, Mla, Pairing, Pools, QkNorm, Rope, RoutedAttention, Temperature,
 };
 pub use moe::{
-    Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Activation, Choice, GateUp, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
     Shortcut,
 };
+pub use ngrams::Ngrams;
 pub use recurrent::{Lightning, ShortConv, StateSpace};
 pub use role::{Part, Role};
 
@@ -36,6 +38,8 @@ pub struct ModelSpec {
     pub embed_scale: f32,
     /// Logits are multiplied by this.
     pub logit_scale: f32,
+    /// Logits become this · tanh(logit / this).
+    pub logit_softcap: Option<f32>,
     /// The head has a bias.
     pub head_bias: bool,
     /// The head is the embedding.
@@ -83,12 +87,16 @@ impl ModelSpec {
 /// One transformer layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
+    /// Embeddings of n-grams that come before.
+    pub ngrams: Option<Ngrams>,
     /// How tokens mix.
     pub attention: Attention,
     /// How channels mix.
     pub mlp: Mlp,
     /// How the two are added to the stream.
     pub residual: Residual,
+    /// What leaves the layer is multiplied by a learnt number.
+    pub scaled: bool,
     /// What runs while the experts do, if they are on a shortcut.
     pub shortcut: Option<Shortcut>,
 }
@@ -153,7 +161,12 @@ pub enum Residual {
 impl Residual {
     /// A norm stands before each sublayer.
     pub fn has_pre_norm(self) -> bool {
-        self != Residual::Post
+        self != Residual::Post && !self.is_gated()
+    }
+
+    /// Streams pass gates of each channel, which do the norm's work.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Residual::Hyper(Hyper { across: Across::Gated(_), .. }))
     }
 
     /// Attention and MLP have one norm between them.
@@ -177,15 +190,38 @@ impl Residual {
 pub struct Hyper {
     /// Streams.
     pub n_streams: usize,
-    /// Sinkhorn's steps, each over rows and columns.
-    pub sinkhorn_steps: usize,
+    /// How streams mix.
+    pub across: Across,
     /// Added to weights and sums.
     pub eps: f32,
+    /// Streams are collapsed to their mean before the final norm, not to a weighted sum.
+    pub mean_head: bool,
+}
+
+/// How the streams of hyper-connections mix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Across {
+    /// By C, made doubly stochastic in so many of Sinkhorn's steps, each over rows and columns.
+    Sinkhorn(usize),
+    /// Each goes on alone: C is the identity. `post` is this times a sigmoid, plus `eps` (Hunyuan 4).
+    Alone(f32),
+    /// Each goes on alone; all are normed, and their mean is taken after gates of each channel that come through a latent of
+    /// this rank (Qwen4):
+    ///
+    /// ```text
+    /// z = norm of each stream;  g = sigmoid(W_up silu(W_down z / n));  y = mean_j g_j z_j
+    /// X'_k = X_k + 2 sigmoid(W_k z / n) f(y)
+    /// ```
+    Gated(usize),
 }
 
 impl Hyper {
     /// Numbers that a sublayer's weights are: pre, post and C.
     pub fn n_mixes(&self) -> usize {
-        (2 + self.n_streams) * self.n_streams
+        match self.across {
+            Across::Sinkhorn(_) => (2 + self.n_streams) * self.n_streams,
+            Across::Alone(_) => 2 * self.n_streams,
+            Across::Gated(_) => self.n_streams,
+        }
     }
 }

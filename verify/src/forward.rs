@@ -21,11 +21,13 @@
 //! a fixed tree, and experts are added in ascending order.
 
 mod attention;
+mod blocks;
 mod compressed;
 mod compressor;
 mod convolution;
 mod delta;
 mod experts;
+mod gated;
 mod gqa;
 mod head;
 mod indexer;
@@ -34,8 +36,10 @@ mod lightning;
 mod linear;
 mod mla;
 mod moe;
+mod ngrams;
 mod norm;
 mod ordered;
+mod pools;
 mod residual;
 mod rope;
 mod routed_attention;
@@ -94,6 +98,12 @@ pub trait Weights: Sync {
     /// There is no such table, or it cannot be read.
     fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>>;
 
+    /// A trunk tensor of integers of any size.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it cannot be read.
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>>;
+
     /// A routed expert, decoded.
     ///
     /// # Errors
@@ -116,6 +126,10 @@ impl Weights for Model {
 
     fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>> {
         Model::trunk_table(self, layer, role)
+    }
+
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>> {
+        Model::trunk_integers(self, layer, role)
     }
 
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {

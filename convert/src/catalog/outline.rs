@@ -4,11 +4,14 @@
 //! What stands beside the numbers tells how they are stored, as it does when headers are there; where headers would leave
 //! no choice and names do, config.json decides, and what it leaves open is what releases do.
 
+use std::borrow::Cow;
+
 use moepack_format::{Dtype, Error, Result};
 
 use super::{Claim, Claims, Source, matrix, piece_dims};
 use crate::checkpoint::SourceTensor;
 use crate::encoding::{Encoded, Hints, is_blocks};
+use crate::family::{AttentionRule, Rule};
 use crate::names::{Companion, is_packed};
 use crate::spec::Role;
 
@@ -21,12 +24,35 @@ const BITS: u32 = 4;
 /// What config.json says of storage beside [`Hints`].
 #[derive(Clone, Copy, Debug)]
 pub struct Storage {
+    /// Of what is not quantized (`dtype`, `torch_dtype`).
+    pub plain: Dtype,
     /// Routed experts are FP4 pairs in bytes (`expert_dtype: fp4`).
     pub fp4_experts: bool,
     /// Scales are powers of two (`scale_fmt: ue8m0`).
     pub e8m0: bool,
+    /// How scales of FP8 lie where `weight_block_size` is missing.
+    pub scales: Scales,
+    /// Integers have a byte each (`format: int-quantized`).
+    pub int_bytes: bool,
     /// Bytes of all tensors, as the index says.
     pub total_bytes: Option<u64>,
+}
+
+/// How scales of FP8 lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// One a row, in F32.
+    Rows,
+    /// One a row, as compressed-tensors has them: of the dtype of what is not quantized.
+    OfRows,
+    /// One for so many rows and columns, of the same dtype.
+    Blocks([u64; 2]),
+    /// One for 32 columns, powers of two.
+    Mx,
+    /// One a matrix, a vector of one number.
+    One,
+    /// One a matrix, a scalar.
+    Scalar,
 }
 
 /// The tensors of `source.checkpoint`, of which only names are known, with dtypes and shapes.
@@ -38,7 +64,7 @@ pub(crate) fn outline(source: Source<'_>, storage: Storage) -> Result<Vec<Source
     let mut all = source.checkpoint.tensors().to_vec();
     let mut carried = None;
     for (at, claim, tensor) in claims.each().filter(|(at, _, _)| !claims.is_scale(*at)) {
-        let Some(held) = claims.held(claim) else {
+        let Some(held) = claims.held(claim, tensor, storage.plain) else {
             carried = carried.or(matches!(claim, Claim::Carried(_)).then_some(at));
             set(&mut all, &tensor.name, Dtype::U8, &[0]);
             continue;
@@ -68,16 +94,28 @@ struct Held {
 }
 
 impl Claims<'_> {
-    fn held(&self, claim: Claim) -> Option<Held> {
+    fn held(&self, claim: Claim, tensor: &SourceTensor, plain: Dtype) -> Option<Held> {
         match claim {
-            Claim::Trunk(rule, _) => {
-                let dtype = if rule.role.is_table() { Dtype::I64 } else { dtype_of(rule.role) };
-                Some(Held { n: None, shape: self.decoded(claim)?, dtype, is_expert: false })
+            Claim::Trunk(rule, ..) => {
+                let compressed = matches!(self.source.family.attention, AttentionRule::Compressed(_));
+                let dtype = match rule.role {
+                    role if role.is_table() => Dtype::I64,
+                    // gpt-oss has them as everything else.
+                    Role::Sinks if !compressed => plain,
+                    role => dtype_of(role, plain),
+                };
+                Some(Held {
+                    n: None,
+                    shape: self.decoded(claim, &self.with_rows(claim, tensor))?,
+                    dtype,
+                    is_expert: false,
+                })
             }
             Claim::Expert { piece, layer, .. } => {
                 let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
                 let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-                let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+                let (rows, cols, is_matrix) =
+                    piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
                 let transposed = piece.is_transposed(rows, cols, &[]);
                 let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
                 let shape = if is_matrix { vec![rows, cols] } else { vec![rows] };
@@ -85,10 +123,22 @@ impl Claims<'_> {
                     Some(n) if is_matrix && piece.flat => (None, vec![n * rows, cols]),
                     n => (n, shape),
                 };
-                Some(Held { n, shape, dtype: Dtype::Bf16, is_expert: true })
+                Some(Held { n, shape, dtype: plain, is_expert: true })
             }
             _ => None,
         }
+    }
+}
+
+impl Claims<'_> {
+    /// The tensor with as many rows as only config.json's arithmetic says, where that is so.
+    fn with_rows<'t>(&self, claim: Claim, tensor: &'t SourceTensor) -> Cow<'t, SourceTensor> {
+        let Claim::Trunk(Rule { role: Role::NgramPart(_), .. }, Some(layer), part) = claim else {
+            return Cow::Borrowed(tensor);
+        };
+        let ngrams = self.source.spec.layers.get(layer).and_then(|l| l.ngrams.as_ref());
+        let rows = ngrams.map(|n| n.rows_of_part(part.unwrap_or(0)));
+        Cow::Owned(SourceTensor { shape: rows.into_iter().collect(), ..tensor.clone() })
     }
 }
 
@@ -120,7 +170,7 @@ fn stored(encoded: &Encoded<'_>, held: &Held, hints: Hints, storage: Storage) ->
         return Ok(packed(
             encoded,
             (rows, cols),
-            hints,
+            (hints, storage.plain),
             (plain(Dtype::U8, &[rows, cols / 2]), scale, &stacked),
         ));
     }
@@ -128,19 +178,44 @@ fn stored(encoded: &Encoded<'_>, held: &Held, hints: Hints, storage: Storage) ->
         let levels = plain(Dtype::I8, &[rows, cols / 2]);
         return Ok([levels, vec![(scale, Dtype::F8E8m0, stacked(&[rows, cols / MX_COLS]))]].concat());
     }
-    let dtype = if storage.e8m0 || scale.ends_with(".scale") { Dtype::F8E8m0 } else { Dtype::F32 };
-    let shape = match hints.block {
-        Some([r, c]) => stacked(&[rows.div_ceil(r.max(1)), cols.div_ceil(c.max(1))]),
-        None => stacked(&[rows, 1]),
-    };
-    Ok([plain(Dtype::F8E4m3, &[rows, cols]), vec![(scale, dtype, shape)]].concat())
+    if let Some(global) = beside(Companion::Global) {
+        let levels = plain(Dtype::U8, &[rows, cols / 2]);
+        let scales = (scale, Dtype::F8E4m3, stacked(&[rows, cols / NV_COLS]));
+        return Ok([levels, vec![scales, (global, Dtype::F32, stacked(&[]))]].concat());
+    }
+    if storage.int_bytes {
+        let groups = [rows, hints.group.map_or(1, |g| cols.div_ceil(g.max(1)))];
+        let mut all =
+            [plain(Dtype::I8, &[rows, cols]), vec![(scale, storage.plain, stacked(&groups))]].concat();
+        all.extend(beside(Companion::Zero).map(|name| (name, Dtype::I8, stacked(&groups))));
+        return Ok(all);
+    }
+    let (dtype, shape) = fp8_scales(&scale, (rows, cols), hints, storage);
+    Ok([plain(Dtype::F8E4m3, &[rows, cols]), vec![(scale, dtype, stacked(&shape))]].concat())
+}
+
+/// Dtype and shape of FP8's scales.
+fn fp8_scales(scale: &str, (rows, cols): (u64, u64), hints: Hints, storage: Storage) -> (Dtype, Vec<u64>) {
+    let power = storage.e8m0 || scale.ends_with(".scale");
+    let usual = if power { Dtype::F8E8m0 } else { Dtype::F32 };
+    let blocks = |[r, c]: [u64; 2]| vec![rows.div_ceil(r.max(1)), cols.div_ceil(c.max(1))];
+    match (hints.block, storage.scales) {
+        (Some(sides), _) => (usual, blocks(sides)),
+        (None, Scales::Rows) => (usual, vec![rows, 1]),
+        (None, Scales::OfRows) => (storage.plain, vec![rows, 1]),
+        (None, Scales::Blocks(sides)) => (storage.plain, blocks(sides)),
+        (None, Scales::Mx) if scale.ends_with("_scale") => (Dtype::U8, blocks([1, MX_COLS])),
+        (None, Scales::Mx) => (Dtype::F8E8m0, blocks([1, MX_COLS])),
+        (None, Scales::One) => (Dtype::F32, vec![1]),
+        (None, Scales::Scalar) => (Dtype::F32, Vec::new()),
+    }
 }
 
 /// `weight_packed`: integers where their shape is beside them, else NVFP4 or MXFP4 (`fp4`).
 fn packed(
     encoded: &Encoded<'_>,
     (rows, cols): (u64, u64),
-    hints: Hints,
+    (hints, dtype): (Hints, Dtype),
     (fp4, scale, stacked): (Vec<Stored>, String, Stacked<'_>),
 ) -> Vec<Stored> {
     let beside = |what| encoded.get(what).map(|t: &SourceTensor| t.name.to_string());
@@ -156,7 +231,7 @@ fn packed(
     let groups = hints.group.map_or(1, |g| cols.div_ceil(g.max(1)));
     let mut all = vec![
         (encoded.tensor.name.to_string(), Dtype::I32, vec![rows, words(cols)]),
-        (scale, Dtype::Bf16, vec![rows, groups]),
+        (scale, dtype, vec![rows, groups]),
         (shape, Dtype::I64, vec![2]),
     ];
     all.extend(beside(Companion::Zero).map(|name| (name, Dtype::I32, vec![words(rows), groups])));
@@ -164,8 +239,8 @@ fn packed(
     all
 }
 
-/// What releases keep in F32; everything else is BF16.
-fn dtype_of(role: Role) -> Dtype {
+/// What releases keep in F32; everything else is `plain`.
+fn dtype_of(role: Role, plain: Dtype) -> Dtype {
     use Role::{
         AttnMix, AttnMixBase, AttnMixScale, CompressBias, HeadMix, HeadMixBase, HeadMixScale,
         IndexCompressBias, MlpMix, MlpMixBase, MlpMixScale, RouterCorrection, Sinks,
@@ -173,7 +248,7 @@ fn dtype_of(role: Role) -> Dtype {
     match role {
         AttnMix | AttnMixBase | AttnMixScale | CompressBias | HeadMix | HeadMixBase | HeadMixScale
         | IndexCompressBias | MlpMix | MlpMixBase | MlpMixScale | RouterCorrection | Sinks => Dtype::F32,
-        _ => Dtype::Bf16,
+        _ => plain,
     }
 }
 

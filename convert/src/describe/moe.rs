@@ -7,10 +7,10 @@ use super::{positive, switch};
 use crate::family::{
     ActivationRule, Factor, Family, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule,
 };
-use crate::hparams::Config;
+use crate::hparams::{Config, Keys};
 use crate::limits::{EXPERTS_MAX, HIDDEN_MAX, INTER_MAX, LAYERS_MAX, SHARED_MAX};
 use crate::spec::{
-    Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Activation, Choice, GateUp, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
     Shortcut,
 };
 
@@ -107,6 +107,10 @@ fn by_rule(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<bool
             };
             (0..n_layers).map(|l| (l + 1) % step == 0 && (first..=last).contains(&l)).collect()
         }
+        MoeLayers::Flags(key) => match config.uints_opt(&[key], 2)? {
+            Some(flags) => (0..n_layers).map(|l| flags.get(l) == Some(&1)).collect(),
+            None => vec![true; n_layers],
+        },
         MoeLayers::Listed => match config.uints_opt(&["moe_layers"], LAYERS_MAX)? {
             Some(list) => (0..n_layers).map(|l| list.contains(&l)).collect(),
             None => {
@@ -129,14 +133,15 @@ fn hash_layers(rule: HashRule, config: &Config, n_layers: usize) -> Result<Vec<b
 
 /// What runs beside experts on a shortcut.
 pub(super) fn shortcut(family: &Family, config: &Config) -> Result<Shortcut> {
-    let activation = activation(family.moe.activation, config)?;
+    let activation = activation_elsewhere(&family.moe, config)?;
     Ok(Shortcut { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation })
 }
 
 fn dense(family: &Family, config: &Config) -> Result<Mlp> {
-    let activation = activation(family.moe.activation, config)?;
+    let activation = activation_elsewhere(&family.moe, config)?;
     let inter = config.uint(family.dense_inter, 1, INTER_MAX)?;
-    Ok(Mlp::Dense { inter, activation, fused: family.moe.shared_fused })
+    let gate_up = if family.moe.shared_fused { GateUp::AsShared } else { GateUp::Two };
+    Ok(Mlp::Dense { inter, activation, gate_up })
 }
 
 fn moe(family: &Family, config: &Config) -> Result<Moe> {
@@ -164,11 +169,17 @@ fn moe(family: &Family, config: &Config) -> Result<Moe> {
     })
 }
 
+/// Of shared experts and dense layers.
+fn activation_elsewhere(rule: &MoeRule, config: &Config) -> Result<Activation> {
+    if rule.plain_elsewhere { Ok(Activation::Silu) } else { activation(rule.activation, config) }
+}
+
 fn activation(rule: ActivationRule, config: &Config) -> Result<Activation> {
     let limit =
         |default: f64| -> Result<f32> { Ok(positive(config, &["swiglu_limit"])?.unwrap_or(default as f32)) };
     Ok(match rule {
         ActivationRule::Silu => Activation::Silu,
+        ActivationRule::GeluTanh => Activation::GeluTanh,
         ActivationRule::SquaredRelu => Activation::SquaredRelu,
         ActivationRule::ClampedSilu { limit: default } => Activation::ClampedSilu { limit: limit(default)? },
         ActivationRule::ClampedSwish { alpha, limit: default } => Activation::ClampedSwish {
@@ -199,6 +210,9 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
     let renorm = switch(config, rule.renorm)? && weights != RouteWeights::SoftmaxOverChosen;
     Ok(Router {
         bias: rule.bias,
+        softcap: softcap(rule.softcap, config)?,
+        own_input: rule.own_input,
+        expert_scale: rule.own_input,
         score: score(rule.score, config)?,
         correction: rule.correction && switch(config, rule.correction_if)?,
         choice: choice(rule.choice, config)?,
@@ -207,6 +221,11 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
         renorm: renorm.then_some(rule.renorm_eps),
         scale,
     })
+}
+
+/// A cap of logits, if the key is there and above 0.
+pub(super) fn softcap(keys: Keys, config: &Config) -> Result<Option<f32>> {
+    Ok(config.number_opt(keys)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
 }
 
 fn choice(choice: Choice, config: &Config) -> Result<Choice> {
@@ -274,7 +293,16 @@ fn shared(rule: &MoeRule, config: &Config, inter: usize) -> Result<Option<Shared
         SharedRule::Gated(keys) => (config.uint(keys, 1, INTER_MAX)?, true),
     };
     let sum = shared_sum(rule, config)?;
-    Ok((width > 0).then_some(Shared { inter: width, gated, fused: rule.shared_fused, sum }))
+    let activation = activation_elsewhere(rule, config)?;
+    let fused = rule.shared_fused;
+    Ok((width > 0).then_some(Shared {
+        inter: width,
+        gated,
+        fused,
+        activation,
+        normed: rule.shared_normed,
+        sum,
+    }))
 }
 
 fn shared_sum(rule: &MoeRule, config: &Config) -> Result<SharedSum> {

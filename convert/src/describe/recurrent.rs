@@ -24,7 +24,7 @@ pub(super) fn mixer(
             bias: config.flag(&["conv_bias"], false)?,
         }),
         MixerRule::Lightning => {
-            let head_dim = super::attention::head_dim(full, config, base)?;
+            let head_dim = super::heads::head_dim(full, config, base)?;
             Attention::Lightning(Lightning { head_dim, slopes: slopes(base, l) })
         }
     })

@@ -5,8 +5,8 @@
 use super::Dim::{Hidden, MixerChannels, MixerIn, MixerInner, MixerKernel, One, Steps};
 use super::common::{GQA, LLAMA, rule};
 use super::{
-    AttentionRule, Family, Fixed, GqaRule, MixedLayers, MixerRule, MoeLayers, NopeRule, Rule, StateRule,
-    granitemoe,
+    AttentionRule, Factor, Family, Fixed, GqaRule, MixedLayers, MixerRule, MoeLayers, NopeRule, Rule,
+    StateRule, granitemoe,
 };
 use crate::spec::Role;
 
@@ -23,8 +23,11 @@ const MAMBA: &[Rule] = &[
     rule(Role::StateSkip, "mamba.D", &[Steps]),
 ];
 
-const ATTENTION: GqaRule =
-    GqaRule { scale: Some(("attention_multiplier", 1.0)), nope: NopeRule::UnlessAsked, ..GqaRule::PLAIN };
+const ATTENTION: GqaRule = GqaRule {
+    scale: Some(Factor::Key("attention_multiplier", 1.0)),
+    nope: NopeRule::UnlessAsked,
+    ..GqaRule::PLAIN
+};
 
 pub const FAMILY: Family = Family {
     model_types: &["granitemoehybrid"],

@@ -6,6 +6,7 @@ use moepack_quant::{CodecRef, Planes, codec};
 
 use super::{Model, to_usize};
 use crate::catalog::{LayerExperts, NONE, PieceTensors, piece_dims};
+use crate::checkpoint::SourceTensor;
 use crate::coded::{CodedExpert, CodedPart, Origin};
 use crate::encoding::{Encoded, Encoding, Holding, encoding};
 use crate::family::{Holds, Piece, Split};
@@ -149,12 +150,27 @@ impl Model {
         let tensor = tensor.ok_or_else(|| Error::bad_data(format!("expert {expert} is not there")))?;
         let n = stacked.then_some(experts.n_experts as u64);
         let (rows, cols, _) = piece_dims(tensors.piece, moe.width(self.spec.hidden), moe.inter);
-        let transposed = tensors.piece.is_transposed(rows, cols, &tensor.shape);
+        let transposed = self.is_transposed(experts, moe, tensors.piece, tensor);
         let holding = Holding { n, rows, cols, transposed };
         let encoded = Encoded::of(&self.checkpoint, tensor);
         let encoding = encoding(&encoded, holding, self.hints)?;
         let (rows, cols) = (to_usize(rows)?, to_usize(cols)?);
         Ok(Stored { piece: tensors.piece, encoded, encoding, holding, rows, cols })
+    }
+
+    /// Whether a tensor is stored `[in, out]`. A square one that may be either lies as the others of its layer do.
+    fn is_transposed(&self, experts: &LayerExperts, moe: &Moe, piece: &Piece, tensor: &SourceTensor) -> bool {
+        let (rows, cols, _) = piece_dims(piece, moe.width(self.spec.hidden), moe.inter);
+        if !piece.either || rows != cols {
+            return piece.is_transposed(rows, cols, &tensor.shape);
+        }
+        let shows = |other: &PieceTensors| {
+            let (rows, cols, _) = piece_dims(other.piece, moe.width(self.spec.hidden), moe.inter);
+            let tensor = other.tensors.first().and_then(|&i| self.checkpoint.tensors().get(i as usize))?;
+            let is_clear = other.piece.either && rows != cols;
+            is_clear.then(|| other.piece.is_transposed(rows, cols, &tensor.shape))
+        };
+        experts.pieces.iter().find_map(shows).unwrap_or(false)
     }
 
     /// The parts of an expert that one tensor holds.

@@ -11,13 +11,24 @@ pub enum Mlp {
         inter: usize,
         /// Nonlinearity.
         activation: Activation,
-        /// Gate and up are one matrix, where other layers of the family have their shared experts.
-        fused: bool,
+        /// Where gate and up are.
+        gate_up: GateUp,
     },
     /// Routed experts.
     Moe(Moe),
     /// None: the layer is attention alone.
     None,
+}
+
+/// Where the gate and up matrices of a dense MLP are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateUp {
+    /// Each on its own.
+    Two,
+    /// In one matrix, gate first.
+    One,
+    /// In one matrix, under the names that other layers of the family have for shared experts.
+    AsShared,
 }
 
 impl Mlp {
@@ -38,7 +49,7 @@ pub struct Moe {
     pub n_experts_used: usize,
     /// Rows of an expert's gate and up.
     pub inter: usize,
-    /// Nonlinearity of routed and shared experts.
+    /// Nonlinearity of routed experts.
     pub activation: Activation,
     /// Routed experts work on a projection of this width, and their sum is projected back.
     pub latent: Option<usize>,
@@ -83,7 +94,7 @@ pub struct Shortcut {
 }
 
 /// Shared experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shared {
     /// Rows of gate and up, all shared experts together.
     pub inter: usize,
@@ -91,6 +102,10 @@ pub struct Shared {
     pub gated: bool,
     /// Gate and up are one matrix, gate first.
     pub fused: bool,
+    /// Nonlinearity.
+    pub activation: Activation,
+    /// It is an MLP beside the routed experts, with norms of its own before and behind it; so is their sum normed.
+    pub normed: bool,
     /// How it joins the routed experts.
     pub sum: SharedSum,
 }
@@ -109,6 +124,12 @@ pub enum SharedSum {
 pub struct Router {
     /// The router has a bias, added to the logits.
     pub bias: bool,
+    /// Logits become this · tanh(logit / this).
+    pub softcap: Option<f32>,
+    /// Its input is the stream itself, normed without weights and multiplied by learnt factors over the root of their number.
+    pub own_input: bool,
+    /// Weights are multiplied by a learnt factor of each expert.
+    pub expert_scale: bool,
     /// From logits to scores.
     pub score: Score,
     /// A correction bias is added to the scores for choosing only.
@@ -186,6 +207,8 @@ pub enum RouteWeights {
 pub enum Activation {
     /// silu(gate) · up
     Silu,
+    /// gelu(gate) · up, in the form with tanh: g · sigmoid(√(8/π) · (g + 0.044715 g³))
+    GeluTanh,
     /// silu(min(gate, limit)) · clamp(up, ±limit)
     ClampedSilu {
         /// Clamp of gate (from above) and up (both sides).

@@ -227,8 +227,9 @@ pub(super) struct Heads<'a> {
     pub(super) window: Option<usize>,
     /// Keys of the query's own chunk of this length only.
     pub(super) chunk: Option<usize>,
-    /// Which keys each query sees, where that is not all of the others.
-    pub(super) chosen: Option<&'a Chosen>,
+    /// Which keys each query sees, where that is not all of the others: for all heads, or each for equally many
+    /// consecutive heads.
+    pub(super) chosen: Option<&'a [Chosen]>,
     /// `[n_heads]`
     pub(super) sinks: Option<&'a [f32]>,
 }
@@ -277,6 +278,7 @@ impl Heads<'_> {
     fn head(&self, isa: Isa, head: usize, q: &[f32], work: &mut Work, out: &mut [f32]) {
         let (len, stride) = (work.keys.n(), self.n_heads * self.k_dim);
         let sink = self.sinks.map(|s| s[head]);
+        let chosen = self.chosen.and_then(|c| c.get(head * c.len() / self.n_heads));
         for from in (0..len).step_by(BLOCK) {
             let to = len.min(from + BLOCK);
             // The earliest key that the block's first query sees, down to where a panel begins.
@@ -289,7 +291,7 @@ impl Heads<'_> {
                 let seen = self.first_key(t) - first..t + 1 - first;
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
-                match self.chosen {
+                match chosen {
                     None => math::softmax(isa, &mut row[seen], sink),
                     Some(chosen) => softmax_of(isa, &mut row[seen], first, chosen.of(t), sink),
                 }
@@ -332,6 +334,17 @@ impl Chosen {
             self.keys.truncate(from + n);
         }
         self.starts.push(self.keys.len());
+    }
+
+    /// Adds the next query: these keys, ascending.
+    pub(super) fn push(&mut self, keys: impl Iterator<Item = u32>) {
+        self.keys.extend(keys);
+        self.starts.push(self.keys.len());
+    }
+
+    /// Queries that have chosen.
+    pub(super) fn n_queries(&self) -> usize {
+        self.starts.len().saturating_sub(1)
     }
 
     /// Of one query.

@@ -131,6 +131,7 @@ impl GatedMlp {
         }
         match self.activation {
             Activation::Silu => math::silu_mul(isa, gate, up),
+            Activation::GeluTanh => gelu_mul(isa, gate, up),
             Activation::ClampedSilu { limit } => {
                 // Comparisons with NaN are false, so NaN goes through.
                 gate.iter_mut().for_each(|g| *g = if *g > limit { limit } else { *g });
@@ -145,5 +146,30 @@ impl GatedMlp {
             }
         }
         gate
+    }
+}
+
+/// gate = gelu(gate) · up with tanh written as a sigmoid: (1 + tanh z) / 2 = sigmoid(2z).
+fn gelu_mul(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    /// 2 · √(2/π)
+    const SLOPE: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
+    let mut factors: Vec<f32> = gate.iter().map(|&g| SLOPE * (g + 0.044_715 * g * g * g)).collect();
+    math::sigmoid_all(isa, &mut factors);
+    gate.iter_mut().zip(factors).zip(up).for_each(|((g, factor), u)| *g = *g * factor * u);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gelu_is_that_of_tanh() {
+        let mut gate = [-3.0, -0.5, 0.0, 1.0, 4.0];
+        gelu_mul(Isa::get(), &mut gate, &[1.0, 2.0, 1.0, 1.0, 1.0]);
+        // torch.nn.functional.gelu(x, approximate="tanh")
+        let expected = [-0.003_637_36, -0.308_571_6, 0.0, 0.841_192, 3.999_93];
+        for (got, expected) in gate.iter().zip(expected) {
+            assert!((got - expected).abs() < 1e-5, "{got}, but {expected}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The trunk weights of one layer: everything but its routed experts, read and packed once.
 
-use moepack_convert::spec::{Mlp, Moe, Residual, Role};
+use moepack_convert::spec::{Activation, GateUp, Mlp, Moe, Residual, Role};
 use moepack_convert::tensor::Expert;
 use moepack_format::{Error, Result};
 use moepack_quant::Isa;
@@ -9,6 +9,8 @@ use rayon::prelude::*;
 use super::attention::Attention;
 use super::experts::{GatedMlp, Scratch};
 use super::linear::Linear;
+use super::ngrams::Ngrams;
+use super::norm::Norm;
 use super::residual::{self, Sublayer};
 use super::router::Router;
 use super::shortcut::Beside;
@@ -20,6 +22,7 @@ pub struct LayerWeights {
     pub(super) isa: Isa,
     pub(super) hidden: usize,
     residual: Residual,
+    ngrams: Option<Ngrams>,
     around_attention: Sublayer,
     attention: Attention,
     pub(super) around_mlp: Sublayer,
@@ -51,6 +54,15 @@ pub(super) struct SharedWeights {
     pub(super) mlp: GatedMlp,
     /// `[1, hidden]`: the output is multiplied by its sigmoid.
     pub(super) gate: Option<Linear>,
+    pub(super) norms: Option<SharedNorms>,
+}
+
+/// Norms of an MLP beside the routed experts.
+pub(super) struct SharedNorms {
+    pub(super) before: Norm,
+    pub(super) behind: Norm,
+    /// Of the routed experts' sum.
+    pub(super) routed: Norm,
 }
 
 impl LayerWeights {
@@ -64,25 +76,25 @@ impl LayerWeights {
         let no_layer = || Error::bad_data(format!("layer {l}, but the model has {n_layers}"));
         let layer = spec.layers.get(l).ok_or_else(no_layer)?;
         let mlp = match &layer.mlp {
-            &Mlp::Dense { inter, activation, fused: true } => {
-                let gate_up = tensor(weights, Some(l), Role::SharedGateUp, &[2 * inter, spec.hidden])?;
-                let parts = (gate_up.as_slice(), Role::SharedDown);
-                MlpWeights::Dense(GatedMlp::load_fused(weights, l, parts, inter, activation)?)
-            }
-            &Mlp::Dense { inter, activation, .. } => {
-                let roles = [Role::DenseGate, Role::DenseUp, Role::DenseDown];
-                MlpWeights::Dense(GatedMlp::load(weights, l, roles, inter, activation)?)
+            &Mlp::Dense { inter, activation, gate_up } => {
+                MlpWeights::Dense(load_dense(weights, l, (inter, activation), gate_up)?)
             }
             Mlp::Moe(moe) => MlpWeights::Moe(Box::new(MoeWeights::load(weights, l, moe)?)),
             Mlp::None => MlpWeights::None,
         };
+        let mut around_mlp = Sublayer::load(weights, l, layer.residual, &residual::MLP)?;
+        if layer.scaled {
+            let factor = tensor(weights, Some(l), Role::LayerScale, &[1])?;
+            around_mlp.layer_scale = factor.first().copied();
+        }
         Ok(LayerWeights {
             isa,
             hidden: spec.hidden,
             residual: layer.residual,
+            ngrams: layer.ngrams.as_ref().map(|n| Ngrams::load(weights, l, n)).transpose()?,
             around_attention: Sublayer::load(weights, l, layer.residual, &residual::ATTENTION)?,
             attention: Attention::load(weights, l, &layer.attention)?,
-            around_mlp: Sublayer::load(weights, l, layer.residual, &residual::MLP)?,
+            around_mlp,
             mlp,
             beside: layer.shortcut.map(|s| Beside::load(weights, l, layer, s)).transpose()?.map(Box::new),
         })
@@ -121,6 +133,9 @@ impl LayerWeights {
             let (rows, found) = (stream.n_tokens(), stream.width);
             let what = format!("a stream of {rows} × {found}, but {n_tokens} × {width} are due");
             return Err(Error::bad_data(what));
+        }
+        if let Some(ngrams) = &self.ngrams {
+            ngrams.add(self.isa, windows, &mut stream.hidden);
         }
         if self.residual == Residual::Parallel {
             stream.pending =
@@ -174,19 +189,52 @@ pub(super) fn add_mlp(isa: Isa, around: &Sublayer, mlp: &GatedMlp, stream: &mut 
     stream.add(isa, &around.delta(isa, rows, &notes));
 }
 
+fn load_dense(
+    weights: &dyn Weights,
+    l: usize,
+    (inter, activation): (usize, Activation),
+    gate_up: GateUp,
+) -> Result<GatedMlp> {
+    let (role, down) = match gate_up {
+        GateUp::One => (Role::DenseGateUp, Role::DenseDown),
+        GateUp::AsShared => (Role::SharedGateUp, Role::SharedDown),
+        GateUp::Two => {
+            let roles = [Role::DenseGate, Role::DenseUp, Role::DenseDown];
+            return GatedMlp::load(weights, l, roles, inter, activation);
+        }
+    };
+    let gate_up = tensor(weights, Some(l), role, &[2 * inter, weights.spec().hidden])?;
+    GatedMlp::load_fused(weights, l, (&gate_up, down), inter, activation)
+}
+
 impl MoeWeights {
     fn load(weights: &dyn Weights, l: usize, moe: &Moe) -> Result<MoeWeights> {
         let shared = moe.shared.map(|shared| -> Result<SharedWeights> {
             let hidden = weights.spec().hidden;
             let mlp = if shared.fused {
                 let gate_up = tensor(weights, Some(l), Role::SharedGateUp, &[2 * shared.inter, hidden])?;
-                GatedMlp::load_fused(weights, l, (&gate_up, Role::SharedDown), shared.inter, moe.activation)?
+                GatedMlp::load_fused(
+                    weights,
+                    l,
+                    (&gate_up, Role::SharedDown),
+                    shared.inter,
+                    shared.activation,
+                )?
             } else {
                 let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
-                GatedMlp::load(weights, l, roles, shared.inter, moe.activation)?
+                GatedMlp::load(weights, l, roles, shared.inter, shared.activation)?
             };
             let gate = || Linear::load(weights, Some(l), (Role::SharedRouter, None), 1, hidden);
-            Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()? })
+            let norm = |role| Norm::load_with(weights, Some(l), role, hidden, None);
+            let norms = || -> Result<SharedNorms> {
+                Ok(SharedNorms {
+                    before: norm(Role::SharedNorm)?,
+                    behind: norm(Role::SharedPostNorm)?,
+                    routed: norm(Role::RoutedPostNorm)?,
+                })
+            };
+            let norms = shared.normed.then(norms).transpose()?;
+            Ok(SharedWeights { mlp, gate: shared.gated.then(gate).transpose()?, norms })
         });
         let sum_bias =
             moe.sum_bias.then(|| tensor(weights, Some(l), Role::ExpertsBias, &[weights.spec().hidden]));

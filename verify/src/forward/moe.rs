@@ -72,12 +72,13 @@ impl<'a> MoePass<'a> {
             around.notes(isa, rows, &mut notes);
             around.inputs(isa, rows, &notes, &mut x);
             let (mut experts, mut weights) = (Vec::new(), Vec::new());
-            moe.router.route(isa, &x, tokens, &mut experts, &mut weights);
             let latents = moe.latent.as_ref().map(|(down, _)| {
                 let mut latents = vec![0.0; tokens.len() * down.n()]; // [n, latent]
                 down.apply(isa, &x, &mut latents);
                 latents
             });
+            moe.router.own_inputs(isa, rows, &mut x);
+            moe.router.route(isa, &x, tokens, &mut experts, &mut weights);
             (notes, experts, weights, latents)
         };
         let blocks = stream.taken().par_chunks(ROWS * stream.width).zip(tokens.par_chunks(ROWS));
@@ -244,10 +245,17 @@ impl<'a> MoePass<'a> {
             |buffers, (block, sum)| {
                 let x = sized(&mut buffers.x, sum.len()); // [n, hidden]
                 for (i, x) in x.chunks_exact_mut(hidden).enumerate() {
-                    self.input(block * ROWS + i, x);
+                    match &shared.norms {
+                        None => self.input(block * ROWS + i, x),
+                        Some(norms) => norms.before.apply(isa, self.stream.row(block * ROWS + i), x),
+                    }
                 }
                 let out = sized(&mut buffers.out, sum.len()); // [n, hidden]
                 shared.mlp.apply(isa, x, out, &mut buffers.mlp);
+                if let Some(norms) = &shared.norms {
+                    norms.behind.apply_in_place(isa, out);
+                    norms.routed.apply_in_place(isa, sum);
+                }
                 match &shared.gate {
                     None => math::add(isa, sum, out),
                     Some(gate) => {

@@ -4,8 +4,9 @@ use moepack_convert::spec::{Choice, GroupScore, Groups, Moe, Role, RouteWeights,
 use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 
-use super::Weights;
 use super::linear::Linear;
+use super::norm::Norm;
+use super::{Weights, tensor};
 
 /// The weights of a layer's router.
 pub(super) struct Router {
@@ -18,6 +19,10 @@ pub(super) struct Router {
     correction: Option<Vec<f32>>,
     /// `[vocab, n_used]`, the experts of each token id
     table: Option<Vec<u32>>,
+    /// Norm of its own input.
+    input: Option<Norm>,
+    /// `[n_experts]`, factors of weights.
+    expert_scale: Option<Vec<f32>>,
 }
 
 impl Router {
@@ -30,7 +35,24 @@ impl Router {
         let linear = Linear::load(weights, l, roles, n_experts, hidden)?;
         let by_token = spec.choice == Choice::ByToken;
         let table = by_token.then(|| table(weights, layer, moe)).transpose()?;
-        Ok(Router { spec, n_experts, n_used: moe.n_experts_used, linear, correction, table })
+        let expert_scale = || tensor(weights, l, Role::RouterExpertScale, &[n_experts]);
+        Ok(Router {
+            spec,
+            n_experts,
+            n_used: moe.n_experts_used,
+            linear,
+            correction,
+            table,
+            input: spec.own_input.then(|| own_norm(weights, layer)).transpose()?,
+            expert_scale: spec.expert_scale.then(expert_scale).transpose()?,
+        })
+    }
+
+    /// Replaces the MLP's inputs by the router's own, of rows of the stream; both are `[t, hidden]`.
+    pub(super) fn own_inputs(&self, isa: Isa, rows: &[f32], x: &mut [f32]) {
+        if let Some(norm) = &self.input {
+            norm.apply(isa, rows, x);
+        }
     }
 
     /// Chooses for each row of `x`, `[t, hidden]`, whose ids are `tokens`: appends `n_used` experts and their weights,
@@ -46,6 +68,9 @@ impl Router {
         let t = x.len() / self.linear.k();
         let mut logits = vec![0.0; t * self.n_experts]; // [t, n_experts]
         self.linear.apply(isa, x, &mut logits);
+        if let Some(cap) = self.spec.softcap {
+            logits.iter_mut().for_each(|v| *v = softcapped(*v, cap));
+        }
         for (scores, &token) in logits.chunks_exact_mut(self.n_experts).zip(tokens) {
             self.choose(isa, scores, token, experts, weights);
         }
@@ -91,6 +116,9 @@ impl Router {
             weights.iter_mut().for_each(|w| *w /= sum);
         }
         weights.iter_mut().for_each(|w| *w *= self.spec.scale);
+        if let Some(scale) = &self.expert_scale {
+            weights.iter_mut().zip(&experts[from..]).for_each(|(w, &e)| *w *= scale[e as usize]);
+        }
     }
 
     /// 2. Those with the best corrected scores, in the best groups.
@@ -106,14 +134,23 @@ impl Router {
     }
 }
 
-/// A vector of `n` values; ERNIE stores it as a matrix of one row.
-fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
+/// A vector of `n` values; ERNIE stores its corrections as a matrix of one row, Kimi its decays in four dimensions.
+pub(super) fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
     let tensor = weights.trunk(Some(layer), role)?;
     if tensor.data.len() == n {
         return Ok(tensor.data);
     }
     let what = format!("{} values for {role:?} of layer {layer}, but the model takes {n}", tensor.data.len());
     Err(Error::bad_data(what))
+}
+
+/// RMS without weights, then factors over the root of their number.
+fn own_norm(weights: &dyn Weights, layer: usize) -> Result<Norm> {
+    let (hidden, eps) = (weights.spec().hidden, weights.spec().norm.eps());
+    let mut factors = tensor(weights, Some(layer), Role::RouterInput, &[hidden])?;
+    let root = (1.0 / (hidden as f64).sqrt()) as f32;
+    factors.iter_mut().for_each(|f| *f *= root);
+    Ok(Norm::rms(factors, eps))
 }
 
 /// The experts of each token id, `[vocab, n_used]`.
@@ -135,6 +172,11 @@ fn table(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Vec<u32>> {
             Err(Error::bad_data(what).hint("the table belongs to another model, or the file is damaged"))
         }
     }
+}
+
+/// A value that nears ±cap, but does not go beyond: cap · tanh(x / cap).
+pub(super) fn softcapped(x: f32, cap: f32) -> f32 {
+    libm::tanh(f64::from(x / cap)) as f32 * cap
 }
 
 /// ln(1 + e^x) as transformers has it: x itself above 20, where f32 knows no difference.
@@ -287,11 +329,14 @@ mod tests {
 
     fn router(spec: Spec, n_experts: usize, n_used: usize, correction: Option<Vec<f32>>) -> Router {
         let linear = Linear::new(&[], None, n_experts, 0);
-        Router { spec, n_experts, n_used, linear, correction, table: None }
+        Router { spec, n_experts, n_used, linear, correction, table: None, input: None, expert_scale: None }
     }
 
     const PLAIN: Spec = Spec {
         bias: false,
+        softcap: None,
+        own_input: false,
+        expert_scale: false,
         score: Score::Identity,
         correction: false,
         choice: Choice::Best,

@@ -66,6 +66,10 @@ impl Weights for Second<'_> {
         self.0.trunk_table(layer, role.second().unwrap_or(role))
     }
 
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>> {
+        self.0.trunk_integers(layer, role.second().unwrap_or(role))
+    }
+
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {
         self.0.expert(layer, expert)
     }

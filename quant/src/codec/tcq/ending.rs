@@ -72,7 +72,7 @@ impl Coder<'_> {
         let measured = self.bits_so_far();
         let mut ending = Ending { column, choice, own, measured, own_measured: own };
         for _ in 0..RETRIES {
-            if ending.measured <= room {
+            if ending.measured <= room || self.n_left() >= MEASURED_COLUMNS {
                 break;
             }
             while ending.bits() > room && ending.choice.octaves > choice.octaves - TRY * RETRIES as f64 {
@@ -122,10 +122,11 @@ impl Coder<'_> {
         self.w.cols - self.n_coded
     }
 
-    /// Bits of a column of zeros of the commonest class.
+    /// Bits of a column of zeros.
     fn zero_bits(&self) -> f64 {
         let zeros = Histogram::of(self.isa, &vec![0; self.w.rows], &self.rows, 0..self.w.rows);
-        zeros.bits(self.isa, self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
+        let class = self.known.as_ref().map_or(0, |known| known.classes.0);
+        zeros.bits(self.isa, class, &self.rows.distinct)
     }
 
     /// Bits of the columns so far and of all side information. A lane leaves a word for every 16 bits that
