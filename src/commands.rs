@@ -11,6 +11,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod check;
 pub mod completions;
+pub mod convert;
 pub mod inspect;
 pub mod man;
 pub mod options;
@@ -29,6 +30,7 @@ pub const COMMANDS: &[Command] = &[
     verify::COMMAND,
     baseline::COMMAND,
     check::COMMAND,
+    convert::COMMAND,
     bench::COMMAND,
     completions::COMMAND,
     man::COMMAND,

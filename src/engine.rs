@@ -24,6 +24,7 @@ pub mod coder;
 pub mod coverage;
 pub mod evidence;
 pub mod experts;
+pub mod export;
 pub mod hash;
 pub mod heldout;
 pub mod noise;

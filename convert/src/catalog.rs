@@ -17,7 +17,7 @@ use crate::spec::{LayerSpec, Mlp, ModelSpec, Role};
 
 mod check;
 mod outline;
-pub(crate) use check::{carried_matrix, matrix, piece_dims};
+pub(crate) use check::{carried_matrix, matrix, piece_dims, ranges};
 pub(crate) use outline::{Scales, Storage, outline};
 #[cfg(test)]
 mod tests;

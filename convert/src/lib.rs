@@ -17,6 +17,7 @@ pub mod hparams;
 mod json;
 pub mod layout;
 pub mod limits;
+mod listing;
 pub mod model;
 mod names;
 mod packing;
@@ -25,6 +26,7 @@ pub mod spec;
 pub mod tensor;
 #[cfg(test)]
 mod testing;
+pub mod write;
 
 pub use catalog::{Catalog, TrunkTensor};
 pub use checkpoint::{Checkpoint, SideFile, SourceFile};

@@ -21,12 +21,13 @@ use crate::spec::{GateUp, Mlp, ModelSpec, Moe, Role};
 
 mod experts;
 mod finite;
+mod released;
 mod stored;
 #[cfg(test)]
 mod tests;
 mod trunk;
 
-pub use experts::StoredPart;
+pub use experts::{ReleasedPiece, StoredPart};
 pub use finite::FiniteCheck;
 
 const CONFIG: &str = "config.json";

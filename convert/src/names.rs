@@ -215,7 +215,7 @@ pub fn fill(template: &str, layer: usize, expert: usize) -> String {
 }
 
 /// The name with its first number replaced by `{L}` and, if `n_numbers` is 2, its second by `{E}`.
-fn template(name: &str, n_numbers: usize) -> Option<(String, usize, Option<usize>)> {
+pub fn template(name: &str, n_numbers: usize) -> Option<(String, usize, Option<usize>)> {
     let mut text = String::with_capacity(name.len() + 4);
     let (mut layer, mut expert) = (None, None);
     for (n, word) in name.split('.').enumerate() {

@@ -22,6 +22,9 @@ use moepack_quant::{Isa, Planes};
 
 use crate::layout::transpose;
 
+mod back;
+pub use back::{Wanted, padded};
+
 /// How raw bytes become the planes of a codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {

@@ -19,8 +19,8 @@ mod entries;
 mod text;
 
 pub use entries::{
-    FileEntry, FormatVersion, LayerEntry, LeftOut, PartCodecs, PerExpert, ProjectionEntry, Provenance, Tool,
-    Totals, TrunkEntry, four_digits,
+    FileEntry, FormatVersion, LayerEntry, LeftOut, PartCodecs, PerExpert, ProjectionEntry, Provenance,
+    TensorPattern, Tool, Totals, TrunkEntry, four_digits,
 };
 pub(crate) use text::check_hash;
 use text::{check_version, fill_hash, json_error, to_json};

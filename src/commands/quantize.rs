@@ -233,7 +233,10 @@ fn against(predicted: &Prediction, manifest: &Manifest, seconds: f64, drift: Opt
 }
 
 /// Refuses an output that is the input or lies in it.
-fn check_places(input: &Path, output: &Path) -> Result<()> {
+///
+/// # Errors
+/// Kind `Usage`.
+pub fn check_places(input: &Path, output: &Path) -> Result<()> {
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (Ok(input_real), Ok(parent)) = (input.canonicalize(), parent.canonicalize()) else { return Ok(()) };
     let target = parent.join(output.file_name().unwrap_or_default());

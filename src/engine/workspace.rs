@@ -17,6 +17,10 @@ use serde_json::Value;
 
 const JOURNAL: &str = "journal.json";
 const LOCK: &str = "lock";
+/// What lists the files of a model that was written for other programs.
+pub const EXPORT: &str = "moepack.json";
+/// What `format` says in it.
+pub const EXPORT_FORMAT: &str = "moepack.export";
 /// Files of the workspace that are no part of the bundle end with this.
 const NOTE_SUFFIX: &str = ".note.json";
 
@@ -193,7 +197,7 @@ fn foreign_file(dir: &Path) -> Result<Option<String>> {
     let listed = listed_files(dir);
     let ours = |name: &str| {
         listed.iter().any(|l| l == name)
-            || name == MANIFEST && !listed.is_empty()
+            || [MANIFEST, EXPORT].contains(&name) && !listed.is_empty()
             || is_note(name)
             || atomic::is_temp_name(name)
     };
@@ -202,15 +206,16 @@ fn foreign_file(dir: &Path) -> Result<Option<String>> {
     Ok(names.into_iter().find(|name| !ours(name) || dir.join(name).is_dir()))
 }
 
-/// The files that a manifest lists, damaged or of another version as it may be; none if it is no manifest of ours.
+/// The files that a manifest or an export's list names, damaged or of another version as it may be; none if it is not ours.
 fn listed_files(dir: &Path) -> Vec<String> {
-    let text = crate::text::read(&dir.join(MANIFEST), MANIFEST_BYTES_MAX).unwrap_or_default();
-    let manifest: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let files = manifest
-        .get("files")
-        .and_then(Value::as_array)
-        .filter(|_| manifest.get("format") == Some(&BUNDLE_FORMAT.into()));
-    files.into_iter().flatten().filter_map(|f| Some(f.get("path")?.as_str()?.to_owned())).collect()
+    let of = |(name, format): (&str, &str)| {
+        let text = crate::text::read(&dir.join(name), MANIFEST_BYTES_MAX).unwrap_or_default();
+        let list: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let files = list.get("files").and_then(Value::as_array).cloned();
+        files.filter(|_| list.get("format") == Some(&format.into())).unwrap_or_default()
+    };
+    let files = [(MANIFEST, BUNDLE_FORMAT), (EXPORT, EXPORT_FORMAT)].into_iter().flat_map(of);
+    files.filter_map(|f| Some(f.get("path")?.as_str()?.to_owned())).collect()
 }
 
 /// Whether a run keeps something of its own under this name, which is no part of the bundle.

@@ -199,7 +199,7 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         tool: Tool { name: "moepack".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
         align: pieces.align,
         family: model.spec().family.to_owned(),
-        provenance: Provenance { sources },
+        provenance: Provenance { sources, expert_tensors: model.expert_tensors() },
         recipe: pieces.recipe,
         totals: Totals::sum(&files, &layers, &trunk, expert_weights, trunk_weights),
         files,

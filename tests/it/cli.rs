@@ -107,6 +107,7 @@ const DOCUMENTS: &[(&str, &[&str])] = &[
     ("baseline", &["TINY", "--text", "eval.txt", "--ctx", "64", "-o", "b"]),
     ("verify", &["q", "--reference", "b"]),
     ("check", &["q"]),
+    ("convert", &["q", "--to", "mlx", "-o", "mlx"]),
     ("bench", &["q", "--reads", "9"]),
 ];
 

@@ -377,7 +377,7 @@ fn lacks_all(experts: &LayerExperts, e: usize) -> bool {
 }
 
 /// Sorted numbers as a short list: `17, 30-32`, the first few and a count.
-fn ranges(numbers: &[usize]) -> String {
+pub(crate) fn ranges(numbers: &[usize]) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &n in numbers {
         match runs.last_mut() {

@@ -6,7 +6,7 @@ use crate::checkpoint::SourceTensor;
 use crate::names::Companion;
 
 /// Refuses what gives numbers no meaning: scales that are no positive, finite, normal numbers, groups that do not exist
-/// (`n_groups`), a shape that is another (`shape`). `bytes` are those of the tensor from element `first` on.
+/// (`n_groups`, of integers only), a shape that is another (`shape`). `bytes` are those of the tensor from element `first` on.
 ///
 /// # Errors
 /// `BadData` with tensor, index and value.
@@ -17,16 +17,20 @@ pub fn check_contents(
     n_groups: Option<u64>,
     shape: Option<[u64; 2]>,
 ) -> Result<()> {
+    // Integers around zero may be turned over: the sign says on which side the extra level is.
+    let signed = n_groups.is_some();
     match companion {
-        Companion::Scale | Companion::Global | Companion::Divisor => check_scales(tensor, first, bytes),
+        Companion::Scale | Companion::Global | Companion::Divisor => {
+            check_scales(tensor, first, bytes, signed)
+        }
         Companion::GroupIndex => n_groups.map_or(Ok(()), |n| check_index(tensor, first, bytes, n)),
         Companion::Shape => shape.map_or(Ok(()), |shape| check_shape(tensor, bytes, shape)),
         Companion::Zero => Ok(()),
     }
 }
 
-fn check_scales(scales: &SourceTensor, first: u64, bytes: &[u8]) -> Result<()> {
-    let Some((at, value)) = odd_scale(scales.dtype, bytes) else { return Ok(()) };
+fn check_scales(scales: &SourceTensor, first: u64, bytes: &[u8], signed: bool) -> Result<()> {
+    let Some((at, value)) = odd_scale(scales.dtype, bytes, signed) else { return Ok(()) };
     let index = first + at as u64;
     let what = format!("scale {index} is {value}, expected a positive, finite, normal number");
     Err(located(scales, index, Error::bad_data(what))
@@ -34,9 +38,12 @@ fn check_scales(scales: &SourceTensor, first: u64, bytes: &[u8]) -> Result<()> {
 }
 
 /// The first scale that is no good, as text.
-fn odd_scale(dtype: Dtype, bytes: &[u8]) -> Option<(usize, String)> {
+fn odd_scale(dtype: Dtype, bytes: &[u8], signed: bool) -> Option<(usize, String)> {
     let odd = |values: &mut dyn Iterator<Item = f32>| {
-        values.enumerate().find(|(_, s)| !sound(*s)).map(|(at, s)| (at, s.to_string()))
+        values
+            .enumerate()
+            .find(|(_, s)| !sound(if signed { s.abs() } else { *s }))
+            .map(|(at, s)| (at, s.to_string()))
     };
     match dtype {
         Dtype::F32 => odd(&mut bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),

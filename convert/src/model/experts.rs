@@ -13,6 +13,10 @@ use crate::family::{Holds, Piece, Split};
 use crate::layout::{Columns, split_rows, transpose_columns};
 use crate::spec::{Moe, Part};
 
+mod back;
+
+pub use back::ReleasedPiece;
+
 /// What is stored of one part of an expert, known without reading it.
 #[derive(Clone, Debug)]
 pub struct StoredPart {

@@ -107,6 +107,29 @@ impl Model {
         coded.planes.iter().map(|plane| self.checkpoint.bytes(plane)).collect()
     }
 
+    /// Rows and columns of a trunk tensor that must be decoded to be plain numbers: one that is coded, or has scales.
+    pub fn trunk_encoded(&self, tensor: &TrunkTensor) -> Option<[u64; 2]> {
+        let source = self.checkpoint.tensors().get(tensor.tensor).filter(|_| !tensor.is_scale)?;
+        let encoded = Encoded::of(&self.checkpoint, source);
+        if self.checkpoint.coded(&tensor.name).is_none() && encoded.companions().is_empty() {
+            return None;
+        }
+        let carried = tensor.role == Role::Carried;
+        let (rows, cols) = if carried { carried_matrix(&encoded)? } else { matrix(&tensor.decoded) };
+        Some([rows, cols])
+    }
+
+    /// Rows of such a tensor, decoded: `[rows.len(), cols]`.
+    ///
+    /// # Errors
+    /// As [`Model::trunk_rows`]; a tensor that is none.
+    pub fn decode_trunk(&self, tensor: &TrunkTensor, rows: Range<usize>) -> Result<Vec<f32>> {
+        let source = self.checkpoint.tensors().get(tensor.tensor);
+        let found = source.zip(self.trunk_encoded(tensor));
+        let (source, shape) = found.ok_or_else(|| Error::bad_data("is plain").in_tensor(&tensor.name))?;
+        self.decode_rows(source, &shape, rows)
+    }
+
     /// Bytes of a trunk tensor as they are stored, from `offset`.
     ///
     /// # Errors

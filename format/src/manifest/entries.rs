@@ -27,6 +27,24 @@ pub struct Tool {
 pub struct Provenance {
     /// The files of the checkpoint, sorted by path, relative to it.
     pub sources: Vec<FileEntry>,
+    /// How the checkpoint stored its routed experts, so that it can be written again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expert_tensors: Vec<TensorPattern>,
+}
+
+/// Tensors of a checkpoint that differ in the numbers of layer and expert only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorPattern {
+    /// Their name, `{L}` for the layer and, where each expert has its own, `{E}` for the expert.
+    pub name: String,
+    /// Element type as in a safetensors header.
+    pub dtype: String,
+    /// Lengths, outermost first.
+    pub shape: Vec<u64>,
+    /// Layers, as first and last of each run.
+    pub layers: Vec<[u32; 2]>,
+    /// Experts, in the same way; empty where a tensor holds all of them.
+    pub experts: Vec<[u32; 2]>,
 }
 
 /// A file with what identifies its content.
