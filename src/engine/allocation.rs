@@ -70,6 +70,8 @@ impl Ask<'_> {
     }
 }
 
+/// What a quotient may be beyond the number that it was made for.
+const ROUNDING: f64 = 1e-9;
 /// Shortfall that is worth a word.
 const SHORTFALL: f64 = 1e-3;
 
@@ -87,13 +89,23 @@ pub fn recipe_within(model: &Model, ask: &Ask<'_>) -> Result<Recipe> {
 /// Says so where a recipe stays below what was asked for.
 ///
 /// # Errors
-/// A recipe that does not fit the model.
+/// A recipe that does not fit the model, or takes more than was asked for: matrices of a few rows take what they take.
 pub fn say_shortfall(model: &Model, recipe: &Recipe, ask: &Ask<'_>) -> Result<()> {
     let sizes = sizes(model, recipe, ask)?;
     let (asked, met) = match ask.limit {
         Limit::Bits(bits) => (bits, sizes.bits_each()),
         Limit::BundleBytes(bytes) => (bytes as f64, sizes.bundle_bytes() as f64),
     };
+    if met > asked * (1.0 + ROUNDING) {
+        let (what, least) = match ask.limit {
+            Limit::Bits(bits) => (format!("{bits} bits a weight"), format!("{met:.4} bits")),
+            Limit::BundleBytes(bytes) => (format!("{bytes} bytes"), format!("{met} bytes")),
+        };
+        return Err(Error::plan(format!(
+            "{what} are too few for matrices as small as this model's: the least is {least}"
+        ))
+        .hint("allow more, or name a codec of fixed rate"));
+    }
     if met < asked * (1.0 - SHORTFALL) {
         say(&shortfall(ask, asked, met));
     }
