@@ -8,13 +8,17 @@
 //! ```
 //!
 //! Numbers are little-endian; the first dimension is the one whose numbers lie side by side. Source: `docs/gguf.md` of
-//! ggml. Nothing here knows a model.
+//! ggml. `model.rs` and `arch.rs` turn a model into such a file; nothing else here knows a model.
 
+pub mod arch;
+pub mod model;
 pub mod read;
 pub mod types;
 pub mod value;
+mod vocabulary;
 pub mod write;
 
+pub use model::{Written, export};
 pub use read::Gguf;
 pub use types::{TYPES, Type};
 pub use value::Value;
