@@ -253,7 +253,7 @@ fn fixed_rate(name: &str) -> Error {
         .hint("leave the bits away, or choose a codec whose rate is free, such as tcq256")
 }
 
-/// The matrices of an expert that a recipe speaks of, in record order.
+/// The matrices of an expert that a recipe speaks of, in record order; experts without a gate have the others.
 pub const MATRICES: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
 
 /// The name of a matrix in recipes, reports and bundles.
@@ -261,7 +261,7 @@ pub fn matrix_name(layer: usize, expert: usize, part: Part) -> String {
     format!("layers.{layer}.experts.{expert}.{}", part.name())
 }
 
-/// The MoE layers of a model as `(layer, n_experts)`, ascending: what [`Choices::new`] takes.
+/// The MoE layers of a model as `(layer, n_experts)`, ascending.
 pub fn moe_layers(spec: &ModelSpec) -> Vec<(usize, usize)> {
     spec.moe_layers().map(|(l, moe)| (l, moe.n_experts)).collect()
 }
@@ -282,27 +282,35 @@ pub struct Choices {
 #[derive(Clone, Debug)]
 struct LayerChoices {
     layer: usize,
-    /// `[n_experts][MATRICES]`, indices into the table.
+    /// `[n_experts][MATRICES]`, indices into the table; [`ABSENT`] for what experts do not have.
     experts: Vec<[u32; 3]>,
 }
 
+const ABSENT: u32 = u32::MAX;
+
 impl Choices {
-    /// Works the recipe out for MoE layers given as `(layer, n_experts)`.
+    /// Works the recipe out for a model.
     ///
     /// # Errors
     /// A rule that matches nothing, a matrix that no rule matches (kind `Plan`).
-    pub fn new(recipe: &Recipe, moe_layers: &[(usize, usize)]) -> Result<Choices> {
+    pub fn of(recipe: &Recipe, spec: &ModelSpec) -> Result<Choices> {
+        let layers = spec.moe_layers().map(|(l, moe)| (l, moe.n_experts, moe.matrices()));
+        Choices::new(recipe, &layers.collect::<Vec<_>>())
+    }
+
+    /// Works the recipe out for MoE layers given as `(layer, n_experts, matrices)`.
+    fn new(recipe: &Recipe, moe_layers: &[(usize, usize, &[Part])]) -> Result<Choices> {
         let table = recipe.rules.iter().map(choice).collect::<Result<Vec<_>>>()?;
         let patterns: Vec<Vec<&str>> = recipe.rules.iter().map(|r| r.tensor.split('.').collect()).collect();
         let mut used = vec![false; patterns.len()];
         let mut layers = Vec::new();
-        for &(layer, n_experts) in moe_layers {
+        for &(layer, n_experts, parts) in moe_layers {
             // A recipe with a rule for each expert is long, and only a layer's own rules are tried on its experts.
             let name = matrix_name(layer, 0, Part::Gate);
             let own = (0..patterns.len()).filter(|&i| patterns.get(i).is_some_and(|p| same_layer(p, &name)));
             let own: Vec<usize> = own.collect();
             let experts = (0..n_experts)
-                .map(|expert| choose(&patterns, &own, &mut used, layer, expert))
+                .map(|expert| choose(&patterns, &own, &mut used, (layer, expert, parts)))
                 .collect::<Result<_>>()?;
             layers.push(LayerChoices { layer, experts });
         }
@@ -321,7 +329,7 @@ impl Choices {
         &self.trunk
     }
 
-    /// The choice of one part: biases are kept, matrices follow the recipe.
+    /// The choice of one part: biases are kept, matrices follow the recipe. What experts do not have is kept, too.
     ///
     /// # Errors
     /// A matrix that is not in the model.
@@ -335,7 +343,7 @@ impl Choices {
         let layer_choices = self.layers.iter().find(|l| l.layer == layer);
         layer_choices
             .and_then(|l| l.experts.get(expert)?.get(at?))
-            .and_then(|&i| self.table.get(i as usize))
+            .and_then(|&i| if i == ABSENT { Some(&Choice::Native) } else { self.table.get(i as usize) })
             .ok_or_else(|| {
                 Error::plan(format!("the recipe has nothing for {}", matrix_name(layer, expert, part)))
             })
@@ -346,11 +354,10 @@ fn choose(
     patterns: &[Vec<&str>],
     own: &[usize],
     used: &mut [bool],
-    layer: usize,
-    expert: usize,
+    (layer, expert, parts): (usize, usize, &[Part]),
 ) -> Result<[u32; 3]> {
-    let mut chosen = [0; 3];
-    for (slot, part) in chosen.iter_mut().zip(MATRICES) {
+    let mut chosen = [ABSENT; 3];
+    for (slot, part) in chosen.iter_mut().zip(MATRICES).filter(|(_, part)| parts.contains(part)) {
         let name = matrix_name(layer, expert, part);
         let mut last = None;
         for &i in own.iter().filter(|&&i| patterns.get(i).is_some_and(|p| matches(p, &name))) {
@@ -417,7 +424,7 @@ codec = "native"
     #[test]
     fn the_last_rule_that_matches_wins() {
         let recipe = Recipe::parse(TWO_RULES).unwrap();
-        let choices = Choices::new(&recipe, &[(3, 12)]).unwrap();
+        let choices = Choices::new(&recipe, &[(3, 12, &MATRICES)]).unwrap();
         let name = |expert, part| choices.get(3, expert, part).unwrap().name();
         assert_eq!(name(0, Part::Down), "int4-g64");
         assert_eq!(name(10, Part::Down), "native");
@@ -427,7 +434,7 @@ codec = "native"
 
     #[test]
     fn a_rule_that_matches_nothing_is_an_error() {
-        let e = Choices::new(&Recipe::parse(TWO_RULES).unwrap(), &[(2, 12)]).unwrap_err();
+        let e = Choices::new(&Recipe::parse(TWO_RULES).unwrap(), &[(2, 12, &MATRICES)]).unwrap_err();
         assert_eq!(e.what(), "rule 2 (\"layers.3.experts.1*.down_proj\") matches no matrix of this model");
         assert_eq!(e.kind().exit_code(), 78);
     }
@@ -438,8 +445,10 @@ codec = "native"
             .replace("layers.*.experts.*.*", "layers.*.experts.*.*_proj")
             .replace("1*.down", "*.down");
         let recipe = Recipe::parse(&text.replacen("*_proj", "up_proj", 1)).unwrap();
-        let e = Choices::new(&recipe, &[(3, 2)]).unwrap_err();
+        let e = Choices::new(&recipe, &[(3, 2, &MATRICES)]).unwrap_err();
         assert_eq!(e.tensor(), Some("layers.3.experts.0.gate_proj"));
+        let choices = Choices::new(&recipe, &[(3, 2, &[Part::Up, Part::Down])]).unwrap();
+        assert_eq!(choices.of_part(3, 1, Part::Gate).unwrap().name(), "native", "there is none");
     }
 
     #[test]

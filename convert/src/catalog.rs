@@ -13,10 +13,12 @@ use crate::dims;
 use crate::encoding::{Encoded, Hints};
 use crate::family::{ExpertLayout, Family, Mtp, Piece, Rule};
 use crate::names::{self, Meaning, Names};
-use crate::spec::{Mlp, ModelSpec, Role};
+use crate::spec::{LayerSpec, Mlp, ModelSpec, Role};
 
 mod check;
+mod outline;
 pub(crate) use check::{carried_matrix, matrix, piece_dims};
+pub(crate) use outline::{Scales, Storage, outline};
 #[cfg(test)]
 mod tests;
 
@@ -102,7 +104,8 @@ pub(crate) struct Source<'a> {
 /// What one tensor turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Claim {
-    Trunk(&'static Rule, Option<usize>),
+    /// Rule, layer, and which of several tensors.
+    Trunk(&'static Rule, Option<usize>, Option<usize>),
     Expert {
         layouts: u32,
         piece: &'static Piece,
@@ -221,7 +224,7 @@ impl<'a> Claims<'a> {
         let layer = place.layer.and_then(|l| spec.layers.get(l));
         match (place.meaning, layer) {
             (Meaning::Trunk(rule), layer) if dims::has(spec, layer, rule.role) => {
-                Claim::Trunk(rule, place.layer)
+                Claim::Trunk(rule, place.layer, place.expert)
             }
             (Meaning::Trunk(_), None) => Claim::Unclaimed("config.json says that there is no such tensor"),
             (Meaning::Trunk(_), Some(_)) => {
@@ -229,6 +232,9 @@ impl<'a> Claims<'a> {
             }
             (Meaning::Expert { .. }, Some(spec)) if !matches!(spec.mlp, Mlp::Moe(_)) => {
                 Claim::Unclaimed("config.json says that this layer is dense")
+            }
+            (Meaning::Expert { .. }, Some(spec)) if is_zero(spec, place.expert) => {
+                Claim::LeftOut("a zero expert hands its input on; its weights are never used")
             }
             (Meaning::Expert { .. }, _) if self.source.in_banks => {
                 Claim::Unclaimed("a bundle's experts are in its banks")
@@ -261,13 +267,13 @@ impl<'a> Claims<'a> {
         let mut order: Vec<(u32, u64, TrunkTensor)> = Vec::new();
         for (at, claim, t) in self.each() {
             let (layer, role) = match claim {
-                Claim::Trunk(rule, layer) => (layer, rule.role),
+                Claim::Trunk(rule, layer, part) => (layer, rule.role.of_part(part)),
                 Claim::Carried(layer) => (layer, Role::Carried),
                 _ => continue,
             };
             let is_scale = self.is_scale(at);
             let (name, shape) = (t.name.to_string(), t.shape.to_vec());
-            let decoded = self.decoded(claim).filter(|_| !is_scale).unwrap_or_else(|| shape.clone());
+            let decoded = self.decoded(claim, t).filter(|_| !is_scale).unwrap_or_else(|| shape.clone());
             let entry = TrunkTensor {
                 name,
                 layer,
@@ -319,6 +325,12 @@ impl<'a> Claims<'a> {
         }
         Ok(layers)
     }
+}
+
+/// Whether an expert hands its input on.
+fn is_zero(layer: &LayerSpec, expert: Option<usize>) -> bool {
+    let Some((moe, e)) = layer.mlp.moe().zip(expert) else { return false };
+    (moe.n_experts..moe.n_experts + moe.n_zero).contains(&e)
 }
 
 /// Whether a name that ends like one of scales may be no tensor of its own.

@@ -99,6 +99,45 @@ impl Checkpoint {
         }
     }
 
+    /// The checkpoint in `path` if it has an index and not one of the weight files that it names: its tensors have names and
+    /// nothing else. With it what the index says of its bytes.
+    ///
+    /// # Errors
+    /// An index that is not valid.
+    pub fn of_names(path: &Path) -> Result<Option<(Checkpoint, Option<u64>)>> {
+        let place = Place::find(path)?;
+        let Some(index) = Index::read(&place)? else { return Ok(None) };
+        let names = index.files();
+        if names.iter().any(|n| place.has(n)) {
+            return Ok(None);
+        }
+        let fingerprint = Fingerprint { bytes: 0, mtime_ns: 0 };
+        let file = |name: String| SourceFile { path: place.root().join(&name), name, fingerprint };
+        let files = names.into_iter().map(file).collect();
+        let tensor = |(name, file): (&str, u32)| SourceTensor {
+            name: name.into(),
+            dtype: Dtype::U8,
+            file,
+            shape: [].into(),
+            start: 0,
+            end: 0,
+        };
+        let tensors: Vec<SourceTensor> = index.entries().map(tensor).collect();
+        if tensors.len() > TENSORS_MAX {
+            return Err(Error::bad_data(format!("more than {TENSORS_MAX} tensors")).in_file(index.path()));
+        }
+        let (coded, open) = (BTreeMap::new(), Mutex::new(Vec::new()));
+        let this = Checkpoint { place, files, tensors, coded, warnings: Vec::new(), open };
+        this.check_unique()?;
+        Ok(Some((this, index.total_bytes())))
+    }
+
+    /// The same with these tensors.
+    #[must_use]
+    pub fn with_tensors(self, tensors: Vec<SourceTensor>) -> Checkpoint {
+        Checkpoint { tensors, ..self }
+    }
+
     /// The trunk of a bundle, as if it were a checkpoint without experts.
     ///
     /// # Errors

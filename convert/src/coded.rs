@@ -68,7 +68,7 @@ impl CodedPart {
 /// All matrices and biases of an expert, in the order of [`Part::ALL`].
 #[derive(Clone, Debug)]
 pub struct CodedExpert {
-    /// Gate, up and down; then biases, where there are any.
+    /// Gate, where there is one, up and down; then biases, where there are any.
     pub parts: Vec<CodedPart>,
 }
 
@@ -88,7 +88,7 @@ impl CodedExpert {
             decoded(part)?.ok_or_else(|| Error::bad_data(format!("an expert without {}", part.name())))
         };
         Ok(Expert {
-            gate: matrix(Part::Gate)?,
+            gate: decoded(Part::Gate)?,
             up: matrix(Part::Up)?,
             down: matrix(Part::Down)?,
             gate_bias: decoded(Part::GateBias)?,

@@ -13,6 +13,7 @@ use crate::rope::RopeRule;
 use crate::spec::Role;
 
 mod afmoe;
+mod bailing_hybrid;
 mod bailing_moe_v2;
 mod cohere2_moe;
 mod common;
@@ -22,44 +23,61 @@ mod deepseek_v3;
 mod deepseek_v32;
 mod deepseek_v4;
 mod deepseek_v41;
+mod deepseek_v4_names;
 mod dense;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
 mod flex_olmo;
+mod gemma4;
 mod glm4_moe;
+mod glm5_next;
 mod glm_moe_dsa;
 mod gpt_oss;
 mod granitemoe;
+mod granitemoehybrid;
 mod hunyuan_v1_moe;
 mod hy_v3;
+mod hy_v4;
+mod jamba;
+mod jetmoe;
 mod kimi_linear;
+mod laguna;
 mod layout;
+mod lfm2_moe;
 mod llama4;
+mod longcat_flash;
 mod mimo_v2_flash;
+mod minimax;
 mod minimax_m2;
+mod minimax_m3;
 mod mistral4;
+mod mixer_rules;
 mod mixtral;
 mod moe_rules;
+mod nemotron_h;
 mod olmoe;
 mod phimoe;
 mod qwen2_moe;
 mod qwen3_moe;
 mod qwen3_next;
 mod qwen3_vl_moe;
+mod qwen4_exp;
 mod rules;
 mod solar_open;
 
 pub use layout::{ExpertLayout, Holds, Piece, Split};
+pub use mixer_rules::{MixedLayers, MixerRule, StateRule, StepRule};
 pub use moe_rules::{ActivationRule, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule};
 pub use rules::{
-    AttentionRule, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, MlaRule, NopeRule, NormRule,
-    ResidualRule, Sinks, Switch, WindowRule,
+    AttentionRule, Bound, CompressedRule, DeltaRule, Factor, Fixed, GqaRule, IndexerRule, MlaRule, NopeRule,
+    NormRule, ResidualRule, Sinks, Switch, WindowRule,
 };
 
 /// Every family that can be read.
 pub static FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
+    &bailing_hybrid::FAMILY,
     &bailing_moe_v2::FAMILY,
     &cohere2_moe::FAMILY,
     &dbrx::FAMILY,
@@ -76,19 +94,31 @@ pub static FAMILIES: &[&Family] = &[
     &ernie4_5_moe::FAMILY,
     &exaone_moe::FAMILY,
     &flex_olmo::FAMILY,
+    &gemma4::FAMILY,
     &glm4_moe::FAMILY,
+    &glm5_next::FAMILY,
     &glm_moe_dsa::FAMILY,
     &glm_moe_dsa::LITE,
     &gpt_oss::FAMILY,
     &granitemoe::FAMILY,
+    &granitemoehybrid::FAMILY,
     &hunyuan_v1_moe::FAMILY,
     &hy_v3::FAMILY,
+    &hy_v4::FAMILY,
+    &jamba::FAMILY,
+    &jetmoe::FAMILY,
     &kimi_linear::FAMILY,
+    &laguna::FAMILY,
+    &lfm2_moe::FAMILY,
     &llama4::FAMILY,
+    &longcat_flash::FAMILY,
     &mimo_v2_flash::FAMILY,
+    &minimax::FAMILY,
     &minimax_m2::FAMILY,
+    &minimax_m3::FAMILY,
     &mistral4::FAMILY,
     &mixtral::FAMILY,
+    &nemotron_h::FAMILY,
     &olmoe::FAMILY,
     &phimoe::FAMILY,
     &qwen2_moe::FAMILY,
@@ -96,6 +126,7 @@ pub static FAMILIES: &[&Family] = &[
     &qwen3_next::FAMILY,
     &qwen3_next::QWEN3_5,
     &qwen3_vl_moe::FAMILY,
+    &qwen4_exp::FAMILY,
     &solar_open::FAMILY,
 ];
 
@@ -116,10 +147,16 @@ pub struct Family {
     pub embed_scale: Factor,
     /// What logits are multiplied by.
     pub logit_scale: Factor,
+    /// Key of the logits' soft cap; none where it is 0, null or missing.
+    pub logit_softcap: Keys,
+    /// What leaves a layer is multiplied by a learnt number.
+    pub layer_scale: bool,
     /// Bias of the head.
     pub head_bias: Switch,
     /// `tie_word_embeddings` where config.json has none.
     pub tied_head: bool,
+    /// Layers have embeddings of n-grams: `ple_layer_ids`, `ngram_size`, `heads_per_ngram` …
+    pub ngrams: bool,
     /// How sublayers join the stream.
     pub residual: ResidualRule,
     /// How tokens mix.
@@ -130,6 +167,8 @@ pub struct Family {
     pub moe_layers: MoeLayers,
     /// Experts, router and shared experts.
     pub moe: MoeRule,
+    /// Experts are on a shortcut past a dense MLP, a second attention and a second MLP.
+    pub shortcut: bool,
     /// Keys for the rows of a dense layer's MLP.
     pub dense_inter: Keys,
     /// Where multi-token-prediction layers are.
@@ -196,6 +235,8 @@ pub enum Dim {
     Heads,
     /// What attention hands to the output projection.
     AttnOut,
+    /// Rows of the matrix that gates it.
+    GateOut,
     /// Rank of the query latent.
     QLora,
     /// Rank of the key-value latent.
@@ -208,6 +249,18 @@ pub enum Dim {
     GroupIn,
     /// Rank of all groups of the output projection together.
     GroupRank,
+    /// Embedding of a token's n-grams.
+    NgramWidth,
+    /// One row of their table.
+    NgramRow,
+    /// Their orders, and one.
+    NgramOrders,
+    /// Heads of all orders together.
+    NgramHeads,
+    /// Length of their convolution.
+    NgramKernel,
+    /// As many as the tensor has.
+    Any,
     /// All streams of the residual together.
     Width,
     /// Streams of the residual.
@@ -215,7 +268,9 @@ pub enum Dim {
     /// What hyper-connections compute for a sublayer.
     Mixes,
     /// Factors of that.
-    Three,
+    Scales,
+    /// Rank of the gates that streams pass.
+    GateRank,
     /// Tokens of a compressed entry.
     Ratio,
     /// What a token gives to compressed entries.
@@ -224,10 +279,14 @@ pub enum Dim {
     EntryHead,
     /// All heads of the indexer together.
     Index,
+    /// These and its key.
+    IndexQk,
     /// One head of the indexer.
     IndexHead,
     /// Number of the indexer's heads.
     IndexHeads,
+    /// Keys of a pool.
+    Pool,
     /// What a token gives to the indexer's entries.
     IndexEntry,
     /// Channels of a linear attention's convolution.
@@ -244,15 +303,39 @@ pub enum Dim {
     DeltaHead,
     /// Length of the convolution.
     DeltaKernel,
+    /// What the input projection of a state space or a short convolution makes.
+    MixerIn,
+    /// Channels of its convolution.
+    MixerChannels,
+    /// What its output projection takes.
+    MixerInner,
+    /// Length of its convolution.
+    MixerKernel,
+    /// Step sizes of a state space.
+    Steps,
+    /// Values of a channel's state.
+    States,
+    /// Rank of step sizes.
+    StepRank,
+    /// That, and what goes into and comes out of a state.
+    Selected,
     /// Rows of the dense MLP.
     DenseInter,
+    /// Rows of its gate and up together.
+    DenseGateUp,
     /// Rows of a routed expert.
     Inter,
+    /// What routed experts work on.
+    Latent,
+    /// All key and value heads of routed attention together.
+    KeysValues,
+    /// Experts of routed attention.
+    AttnExperts,
     /// Rows of the shared expert.
     SharedInter,
     /// Rows of the shared expert's gate and up together.
     SharedGateUp,
-    /// Number of routed experts.
+    /// Number of experts that the router knows.
     Experts,
     /// Experts a token uses.
     ExpertsUsed,
@@ -324,7 +407,12 @@ mod tests {
                     }
                 }
                 parts.sort();
-                let expected = if family.moe.bias { &Part::ALL[..] } else { &Part::ALL[..3] };
+                let gated = family.moe.activation != ActivationRule::SquaredRelu;
+                let expected = match (family.moe.bias, gated) {
+                    (true, _) => &Part::ALL[..],
+                    (false, true) => &Part::ALL[..3],
+                    (false, false) => &Part::ALL[1..3],
+                };
                 assert_eq!(parts, expected, "{} {}", family.name(), layout.name);
             }
         }

@@ -28,6 +28,8 @@ impl Config {
     /// # Errors
     /// `BadData` for anything but one JSON object without duplicate keys.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Config> {
+        let infinities = json::with_infinities(text);
+        let text = infinities.as_deref().unwrap_or(text);
         match json::parse(text, CONFIG_VALUES_MAX).map_err(|e| e.in_file(path))? {
             Value::Object(root) => Ok(Config { path: path.to_owned(), root }),
             other => Err(Error::bad_data(format!("config.json holds {}, expected an object", kind(&other)))
@@ -360,6 +362,15 @@ mod tests {
             c.number_opt(&["big"]).unwrap_err().what(),
             "big is 1e+300, expected a number that fits f32"
         );
+    }
+
+    #[test]
+    fn an_infinity_that_python_wrote_is_read() {
+        let c = config(r#"{"a": [0.0, Infinity], "b": "\" Infinity", "c": 1}"#);
+        assert_eq!(c.find(&["a"]).unwrap().1, &serde_json::json!([0.0, "Infinity"]));
+        assert_eq!(c.find(&["b"]).unwrap().1, "\" Infinity");
+        assert_eq!(c.uint(&["c"], 1, 1), Ok(1));
+        assert!(Config::parse(Path::new("config.json"), br#"{"a": -Infinity, "b": NaN}"#).is_err());
     }
 
     #[test]

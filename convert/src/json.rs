@@ -22,6 +22,34 @@ pub fn parse(bytes: &[u8], values_max: usize) -> Result<Value> {
     value.map_err(|e| Error::bad_data(format!("not valid JSON: {e}")).at_byte(byte_of(bytes, &e)))
 }
 
+/// The document with each `Infinity` outside of strings, which Python writes and JSON has not, as a string; `None` where
+/// there is none.
+pub fn with_infinities(bytes: &[u8]) -> Option<Vec<u8>> {
+    const WORD: &[u8] = b"Infinity";
+    let mut out = Vec::with_capacity(bytes.len() + 16);
+    let (mut in_string, mut found, mut rest) = (false, false, bytes);
+    while let Some((&byte, after)) = rest.split_first() {
+        if let (false, Some(after)) = (in_string, rest.strip_prefix(WORD)) {
+            out.extend_from_slice(b"\"Infinity\"");
+            (found, rest) = (true, after);
+            continue;
+        }
+        out.push(byte);
+        rest = after;
+        match (byte, in_string) {
+            (b'"', _) => in_string = !in_string,
+            (b'\\', true) => {
+                if let Some((&escaped, after)) = rest.split_first() {
+                    out.push(escaped);
+                    rest = after;
+                }
+            }
+            _ => {}
+        }
+    }
+    found.then_some(out)
+}
+
 /// Byte offset of an error's line and column.
 fn byte_of(bytes: &[u8], error: &serde_json::Error) -> u64 {
     let lines = bytes.split_inclusive(|&b| b == b'\n').take(error.line().saturating_sub(1));

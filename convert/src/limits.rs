@@ -36,6 +36,10 @@ pub const HEAD_DIM_MAX: usize = 4096;
 pub const RANK_MAX: usize = 1 << 18;
 /// Routed experts of a layer; K3 has 896.
 pub const EXPERTS_MAX: usize = 1 << 16;
+/// Values that a channel's state has; published models have 256 at most.
+pub const STATE_MAX: usize = 1 << 16;
+/// Groups of heads of a state space.
+pub const GROUPS_MAX: usize = 4096;
 /// Tokens that a convolution looks at; published models have 4.
 pub const KERNEL_MAX: usize = 1024;
 /// Streams of hyper-connections; published models have 4.
@@ -53,3 +57,12 @@ pub const POSITIONS_MAX: usize = 1 << 32;
 pub const LISTED_MAX: usize = 20;
 /// Weight files held open at once: a few hundred shards must not need as many file descriptors.
 pub const OPEN_FILES_MAX: usize = 16;
+
+/// Tokens of an n-gram; released are 3.
+pub const NGRAM_MAX: usize = 16;
+
+/// Heads of n-grams in all layers together; each takes a prime number to be found.
+pub const NGRAM_HEADS_MAX: usize = 4096;
+
+/// Where the search for these begins; released are 20 million.
+pub const NGRAM_BASE_MAX: usize = 1 << 27;

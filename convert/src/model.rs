@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use moepack_format::{Bundle, Error, InputFile, Result};
 
-use crate::catalog::{Catalog, Source};
+use crate::catalog::{Catalog, Source, outline};
 use crate::checkpoint::{Checkpoint, Place, SideFile, SourceFile, SourceTensor};
-use crate::describe::{describe, hints};
+use crate::describe::{describe, hints, storage};
 use crate::encoding::Hints;
 use crate::family::{Family, Mtp};
 use crate::hparams::Config;
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::spec::{ModelSpec, Role};
+use crate::names::{Meaning, Names};
+use crate::spec::{GateUp, Mlp, ModelSpec, Moe, Role};
 
 mod experts;
 mod finite;
@@ -35,6 +36,9 @@ const CONFIG: &str = "config.json";
 pub struct OpenOptions {
     /// What is only odd is an error too.
     pub strict: bool,
+    /// A checkpoint of which only config.json and the index are there will do: its tensors have the dtypes and shapes that
+    /// these say they must have, and no bytes.
+    pub names_alone: bool,
 }
 
 /// An opened, validated model.
@@ -49,6 +53,7 @@ pub struct Model {
     hints: Hints,
     catalog: Catalog,
     warnings: Vec<String>,
+    names_alone: bool,
 }
 
 impl Model {
@@ -61,7 +66,10 @@ impl Model {
             let bundle = Arc::new(Bundle::open(path)?);
             Model::of(Checkpoint::of_bundle(&bundle)?, Some(bundle), true)?
         } else {
-            Model::of(Checkpoint::open(path)?, None, false)?
+            let outlined = if options.names_alone { outlined(path)? } else { None };
+            let names_alone = outlined.is_some();
+            let checkpoint = outlined.map_or_else(|| Checkpoint::open(path), Ok)?;
+            Model { names_alone, ..Model::of(checkpoint, None, false)? }
         };
         match model.warnings.first().filter(|_| options.strict) {
             Some(warning) => {
@@ -84,6 +92,7 @@ impl Model {
         let config = read_config(checkpoint.place())?;
         let family = Family::of(&config)?;
         let mut spec = describe(family, &config)?;
+        fuse(&mut spec, family, &checkpoint);
         let hints = hints(&config)?;
         let mut warnings = checkpoint.warnings().to_vec();
         let mut catalog = Catalog::build(Source {
@@ -102,12 +111,17 @@ impl Model {
         }
         spec.tied_head = is_tied(&checkpoint, &catalog, spec.tied_head, &mut warnings)?;
         warnings.extend(absent_mtp(family, &config, &catalog));
-        Ok(Model { checkpoint, bundle, family, config, spec, hints, catalog, warnings })
+        Ok(Model { checkpoint, bundle, family, config, spec, hints, catalog, warnings, names_alone: false })
     }
 
     /// The directory; for a cache, the snapshot's.
     pub fn root(&self) -> &Path {
         self.checkpoint.place().root()
+    }
+
+    /// Whether the weight files are not there, see [`OpenOptions::names_alone`].
+    pub fn is_names_alone(&self) -> bool {
+        self.names_alone
     }
 
     /// What the model is.
@@ -188,6 +202,20 @@ fn check_side_file(bundle: &Bundle, place: &Place, name: &str) -> Result<()> {
         .hint("the file is damaged or was changed; `moepack check` lists all damage"))
 }
 
+/// The checkpoint of names alone in `path`, if it is one, with the tensors that config.json makes of them.
+fn outlined(path: &Path) -> Result<Option<Checkpoint>> {
+    let Some((names, total_bytes)) = Checkpoint::of_names(path)? else { return Ok(None) };
+    let config = read_config(names.place())?;
+    let family = Family::of(&config)?;
+    let mut spec = describe(family, &config)?;
+    fuse(&mut spec, family, &names);
+    let hints = hints(&config)?;
+    let source =
+        Source { family, spec: &spec, checkpoint: &names, in_banks: false, head_may_be_tied: true, hints };
+    let tensors = outline(source, storage(&config, total_bytes)?)?;
+    Ok(Some(names.with_tensors(tensors)))
+}
+
 fn read_config(place: &Place) -> Result<Config> {
     if !place.has(CONFIG) {
         return Err(Error::missing("config.json is not there")
@@ -217,6 +245,24 @@ fn check_bundle(bundle: &Bundle, family: &Family, spec: &ModelSpec) -> Result<()
         Some(((layer, n), (bank_layer, bank_n))) => bad(format!(
             "a bank of {bank_n} experts for layer {bank_layer}, config.json has {n} experts in layer {layer}"
         )),
+    }
+}
+
+/// Gate and up of an MLP are one matrix where the checkpoint has it: families that are stored both ways have rules for both.
+fn fuse(spec: &mut ModelSpec, family: &'static Family, checkpoint: &Checkpoint) {
+    let names = Names::of(family);
+    for tensor in checkpoint.tensors() {
+        let Some(place) = names.find(&names.canonical(&tensor.name)) else { continue };
+        let layer = place.layer.and_then(|l| spec.layers.get_mut(l));
+        match (place.meaning, layer.map(|l| &mut l.mlp)) {
+            (Meaning::Trunk(rule), Some(Mlp::Dense { gate_up, .. })) if rule.role == Role::DenseGateUp => {
+                *gate_up = GateUp::One;
+            }
+            (Meaning::Trunk(rule), Some(Mlp::Moe(Moe { shared: Some(shared), .. }))) => {
+                shared.fused |= rule.role == Role::SharedGateUp;
+            }
+            _ => {}
+        }
     }
 }
 

@@ -156,9 +156,12 @@ impl Names {
         if let Some(meaning) = self.templates.get(name).filter(|_| !name.contains('{')) {
             return Some(Place { meaning: *meaning, layer: None, expert: None });
         }
-        let (template, layer, expert) = template(name)?;
-        let meaning = *self.templates.get(&template)?;
-        Some(Place { meaning, layer: Some(layer), expert })
+        // A second number is an expert's, or part of the name.
+        [2, 1].into_iter().find_map(|n| {
+            let (template, layer, expert) = template(name, n)?;
+            let meaning = *self.templates.get(&template)?;
+            Some(Place { meaning, layer: Some(layer), expert })
+        })
     }
 
     /// The layer whose prefix `name` has, and what follows the prefix.
@@ -211,8 +214,8 @@ pub fn fill(template: &str, layer: usize, expert: usize) -> String {
     template.replacen("{L}", &layer.to_string(), 1).replacen("{E}", &expert.to_string(), 1)
 }
 
-/// The name with its first number replaced by `{L}` and its second by `{E}`.
-fn template(name: &str) -> Option<(String, usize, Option<usize>)> {
+/// The name with its first number replaced by `{L}` and, if `n_numbers` is 2, its second by `{E}`.
+fn template(name: &str, n_numbers: usize) -> Option<(String, usize, Option<usize>)> {
     let mut text = String::with_capacity(name.len() + 4);
     let (mut layer, mut expert) = (None, None);
     for (n, word) in name.split('.').enumerate() {
@@ -224,7 +227,7 @@ fn template(name: &str) -> Option<(String, usize, Option<usize>)> {
                 layer = Some(l);
                 text.push_str("{L}");
             }
-            (Some(e), Some(_), None) => {
+            (Some(e), Some(_), None) if n_numbers > 1 => {
                 expert = Some(e);
                 text.push_str("{E}");
             }

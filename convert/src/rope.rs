@@ -7,6 +7,7 @@
 //! ```text
 //! default   f_i = theta^(-2i/r),  i in 0 .. r/2
 //! linear    f_i / factor
+//! proportional  f_i / factor for the first share of i, 0 for the others
 //! llama3    f_i for short waves, f_i / factor for long ones, a blend in between
 //! yarn      f_i · (1 - ramp_i) + f_i / factor · ramp_i;
 //!           ramp from 0 at dimension c(beta_fast) to 1 at dimension c(beta_slow),
@@ -38,12 +39,20 @@ pub struct RopeRule {
     pub scaling: Option<Yarn>,
     /// YaRN's factor of cos and sin where config.json does not say it; else it follows from the extension.
     pub attention_factor: Option<f64>,
+    /// Layers with and without a window have each a part of `rope_parameters`, which must be there.
+    pub by_layers: bool,
 }
 
 impl RopeRule {
     /// Llama's.
-    pub const PLAIN: RopeRule =
-        RopeRule { theta: 1e4, window_theta: None, partial: 1.0, scaling: None, attention_factor: None };
+    pub const PLAIN: RopeRule = RopeRule {
+        theta: 1e4,
+        window_theta: None,
+        partial: 1.0,
+        scaling: None,
+        attention_factor: None,
+        by_layers: false,
+    };
 }
 
 /// Parameters of YaRN (Peng et al. 2023, arXiv 2309.00071).
@@ -123,7 +132,7 @@ pub struct Scaled {
 /// # Errors
 /// `BadData` for an unknown rule or a parameter that makes no frequencies.
 pub fn rope(
-    Source { config, section }: Source<'_>,
+    source @ Source { config, section }: Source<'_>,
     rule: RopeRule,
     theta: Option<f64>,
     pairing: Pairing,
@@ -158,6 +167,11 @@ pub fn rope(
             plain.iter().map(|f| f / factor).collect()
         }
         ("dynamic", Some(s)) if s.find(&["alpha"]).is_some() => ntk(&s, theta, dim)?,
+        ("proportional", Some(s)) => {
+            let factor = s.number_opt("factor")?.unwrap_or(1.0) as f32;
+            let n = (source.partial()?.unwrap_or(1.0) * dim as f64 / 2.0) as usize;
+            plain.iter().enumerate().map(|(i, f)| if i < n { f / factor } else { 0.0 }).collect()
+        }
         ("llama3", Some(s)) => llama3(&s, config, &plain, positions)?,
         ("longrope", Some(s)) => longrope(&s, config, &plain, positions, &mut scaled)?,
         ("yarn", Some(s)) => {

@@ -5,15 +5,20 @@
 
 mod attention;
 mod moe;
+mod ngrams;
+mod recurrent;
 mod role;
 
 pub use attention::{
-    Attention, Compressed, Compression, Delta, DeltaProjections, Gate, Gqa, Indexer, KeyChoice, LongRope,
-    Mla, Pairing, QkNorm, Rope, Temperature,
+    Attention, Blocks, Compressed, Compression, Delta, DeltaProjections, Gate, GateBy, Gqa, Indexer,
+    KeyChoice, LongRope, Mla, Pairing, Pools, QkNorm, Rope, RoutedAttention, Temperature,
 };
 pub use moe::{
-    Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Activation, Choice, GateUp, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Shortcut,
 };
+pub use ngrams::Ngrams;
+pub use recurrent::{Lightning, ShortConv, StateSpace};
 pub use role::{Part, Role};
 
 /// A whole model.
@@ -27,10 +32,14 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// How norms work; `eps` of all but the latent ones.
     pub norm: Norm,
+    /// `eps` of the final norm, where it has one of its own.
+    pub final_eps: Option<f32>,
     /// The embedding is multiplied by this.
     pub embed_scale: f32,
     /// Logits are multiplied by this.
     pub logit_scale: f32,
+    /// Logits become this · tanh(logit / this).
+    pub logit_softcap: Option<f32>,
     /// The head has a bias.
     pub head_bias: bool,
     /// The head is the embedding.
@@ -59,6 +68,11 @@ impl ModelSpec {
         self.layers.iter().enumerate().filter_map(|(l, layer)| Some((l, layer.mlp.moe()?)))
     }
 
+    /// The routed experts of a layer.
+    pub fn moe(&self, layer: usize) -> Option<&Moe> {
+        self.layers.get(layer)?.mlp.moe()
+    }
+
     /// Routed experts of all layers.
     pub fn n_experts(&self) -> u64 {
         self.moe_layers().map(|(_, moe)| moe.n_experts as u64).sum()
@@ -73,12 +87,18 @@ impl ModelSpec {
 /// One transformer layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
+    /// Embeddings of n-grams that come before.
+    pub ngrams: Option<Ngrams>,
     /// How tokens mix.
     pub attention: Attention,
     /// How channels mix.
     pub mlp: Mlp,
     /// How the two are added to the stream.
     pub residual: Residual,
+    /// What leaves the layer is multiplied by a learnt number.
+    pub scaled: bool,
+    /// What runs while the experts do, if they are on a shortcut.
+    pub shortcut: Option<Shortcut>,
 }
 
 /// Normalisation kind.
@@ -121,6 +141,15 @@ pub enum Residual {
     Scaled(f32),
     /// x += attention(norm(x)) + mlp(norm(x)), one norm for both.
     Parallel,
+    /// x += f(norm(x)), once: the layer is either attention or an MLP.
+    Single,
+    /// x = a · norm(x) + b · f(norm(x)), with a and b of attention and of the MLP
+    OfNormed {
+        /// a and b of attention.
+        attention: [f32; 2],
+        /// a and b of the MLP.
+        mlp: [f32; 2],
+    },
     /// x += norm(f(x))
     Post,
     /// x += norm(f(norm(x)))
@@ -132,7 +161,17 @@ pub enum Residual {
 impl Residual {
     /// A norm stands before each sublayer.
     pub fn has_pre_norm(self) -> bool {
-        self != Residual::Post
+        self != Residual::Post && !self.is_gated()
+    }
+
+    /// Streams pass gates of each channel, which do the norm's work.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Residual::Hyper(Hyper { across: Across::Gated(_), .. }))
+    }
+
+    /// Attention and MLP have one norm between them.
+    pub fn shares_norm(self) -> bool {
+        matches!(self, Residual::Parallel | Residual::Single)
     }
 
     /// A norm stands behind each sublayer.
@@ -151,15 +190,38 @@ impl Residual {
 pub struct Hyper {
     /// Streams.
     pub n_streams: usize,
-    /// Sinkhorn's steps, each over rows and columns.
-    pub sinkhorn_steps: usize,
+    /// How streams mix.
+    pub across: Across,
     /// Added to weights and sums.
     pub eps: f32,
+    /// Streams are collapsed to their mean before the final norm, not to a weighted sum.
+    pub mean_head: bool,
+}
+
+/// How the streams of hyper-connections mix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Across {
+    /// By C, made doubly stochastic in so many of Sinkhorn's steps, each over rows and columns.
+    Sinkhorn(usize),
+    /// Each goes on alone: C is the identity. `post` is this times a sigmoid, plus `eps` (Hunyuan 4).
+    Alone(f32),
+    /// Each goes on alone; all are normed, and their mean is taken after gates of each channel that come through a latent of
+    /// this rank (Qwen4):
+    ///
+    /// ```text
+    /// z = norm of each stream;  g = sigmoid(W_up silu(W_down z / n));  y = mean_j g_j z_j
+    /// X'_k = X_k + 2 sigmoid(W_k z / n) f(y)
+    /// ```
+    Gated(usize),
 }
 
 impl Hyper {
     /// Numbers that a sublayer's weights are: pre, post and C.
     pub fn n_mixes(&self) -> usize {
-        (2 + self.n_streams) * self.n_streams
+        match self.across {
+            Across::Sinkhorn(_) => (2 + self.n_streams) * self.n_streams,
+            Across::Alone(_) => 2 * self.n_streams,
+            Across::Gated(_) => self.n_streams,
+        }
     }
 }

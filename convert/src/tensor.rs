@@ -12,8 +12,8 @@ pub struct Tensor {
 /// A decoded routed expert in canonical orientation, `[out, in]` and row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expert {
-    /// `[inter, hidden]`
-    pub gate: Vec<f32>,
+    /// `[inter, hidden]`, where experts have one
+    pub gate: Option<Vec<f32>>,
     /// `[inter, hidden]`
     pub up: Vec<f32>,
     /// `[hidden, inter]`

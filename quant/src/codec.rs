@@ -139,6 +139,12 @@ pub trait Codec: Send + Sync + Debug {
         Ok(None)
     }
 
+    /// Bytes that [`Codec::encode`] takes at most beside the matrix and what it returns, and that a decoded part of
+    /// [`Codec::rows_at_once`] rows takes, where that is much.
+    fn coding_bytes(&self, _rows: usize, _cols: usize) -> u64 {
+        0
+    }
+
     /// Rows that are decoded together: a decoder asked for fewer does the work of this many.
     fn rows_at_once(&self, _rows: usize) -> usize {
         1

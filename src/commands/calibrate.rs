@@ -90,7 +90,7 @@ fn calibrate(
     windows: Windows,
     mut writer: StatsWriter,
 ) -> Result<Vec<(usize, usize)>> {
-    let (isa, hidden) = (Isa::get(), model.spec().hidden);
+    let isa = Isa::get();
     let progress = session.progress("calibrate", 0, model.spec().n_experts());
     let mut calibration = Calibration::begin(isa, model, windows)?;
     let mut starved = Vec::new();
@@ -105,7 +105,7 @@ fn calibrate(
         let work = |e: usize| {
             session.stop.check()?;
             let mlp = weights.pack_expert(&model.expert(l, e)?.decode(isa)?)?;
-            run_expert(isa, &pass, e, &mlp, (hidden, moe.inter))
+            run_expert(isa, &pass, e, &mlp, (pass.width(), moe.inter))
         };
         ordered(moe.n_experts, work, |e, (output, expert)| {
             sum.add(&output);

@@ -47,7 +47,23 @@ impl OpenArgs {
     /// # Errors
     /// Whatever is wrong with it.
     pub fn open(&self, path: &Path) -> Result<Model> {
-        let model = Model::open(path, &OpenOptions { strict: self.strict })?;
+        self.open_with(path, false)
+    }
+
+    /// The same; a checkpoint of which only config.json and the index are there will do.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn open_to_plan(&self, path: &Path) -> Result<Model> {
+        let model = self.open_with(path, true)?;
+        if model.is_names_alone() {
+            warn("no weight file is there: planned from config.json and the index, on normal numbers");
+        }
+        Ok(model)
+    }
+
+    fn open_with(self, path: &Path, names_alone: bool) -> Result<Model> {
+        let model = Model::open(path, &OpenOptions { strict: self.strict, names_alone })?;
         model.warnings().iter().for_each(|w| warn(w));
         Ok(model)
     }
@@ -195,7 +211,7 @@ impl RecipeArgs {
         }
         let choices_of = |recipe: &Recipe| {
             recipe.validate()?;
-            Choices::new(recipe, &moe_layers(model.spec()))
+            Choices::of(recipe, model.spec())
         };
         let mut recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,

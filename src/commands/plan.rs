@@ -34,7 +34,7 @@ pub const COMMAND: Command = Command {
 
 #[derive(Args, Debug)]
 struct Arguments {
-    /// Checkpoint directory or Hugging Face cache directory
+    /// Checkpoint directory or Hugging Face cache directory; config.json and the index will do
     checkpoint: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -86,7 +86,7 @@ struct PartReport {
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     let started = Instant::now();
     args.output.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
-    let model = args.open.open(&args.checkpoint)?;
+    let model = args.open.open_to_plan(&args.checkpoint)?;
     let windows =
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);

@@ -44,7 +44,7 @@ pub fn against(session: &Session, bundle: &Model, checkpoint: &Model) -> Result<
 fn choices(bundle: &Model) -> Result<Option<Choices>> {
     let recipe = bundle.bundle().and_then(|b| b.manifest.recipe.get("recipe").cloned());
     let recipe: Option<Recipe> = recipe.and_then(|r| serde_json::from_value(r).ok());
-    recipe.map(|r| Choices::new(&r, &moe_layers(bundle.spec()))).transpose().map_err(|e| {
+    recipe.map(|r| Choices::of(&r, bundle.spec())).transpose().map_err(|e| {
         Error::bad_data(format!("the recipe does not fit the model: {}", e.what())).in_file(bundle.root())
     })
 }

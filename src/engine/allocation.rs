@@ -110,7 +110,7 @@ fn shortfall(ask: &Ask<'_>, asked: f64, met: f64) -> String {
 }
 
 fn sizes(model: &Model, recipe: &Recipe, ask: &Ask<'_>) -> Result<Sizes> {
-    let choices = Choices::new(recipe, &moe_layers(model.spec()))?;
+    let choices = Choices::of(recipe, model.spec())?;
     Sizes::of(model, recipe, &choices, ask.calibrated)
 }
 
@@ -164,7 +164,8 @@ fn groups(model: &Model, per_expert: bool) -> Vec<Group> {
     moe_layers(model.spec()).into_iter().flat_map(of_layer).collect()
 }
 
-/// How the experts of a layer are stored: matrices as `[rows, cols]`, and the planes of what is kept as it is.
+/// How the experts of a layer are stored: matrices as `[rows, cols]`, none of a gate that is not there, and the planes of
+/// what is kept as it is.
 #[derive(Clone, Debug)]
 struct Shapes {
     matrices: [(usize, usize); 3],
@@ -178,7 +179,8 @@ fn shapes(model: &Model, layer: usize) -> Result<Shapes> {
         found.ok_or_else(|| Error::bad_data("an expert without it").in_tensor(matrix_name(layer, 0, part)))
     };
     let [gate, up, down] = MATRICES;
-    let matrices = [matrix(gate)?, matrix(up)?, matrix(down)?];
+    let has_gate = model.spec().moe(layer).is_some_and(|moe| moe.matrices().contains(&gate));
+    let matrices = [if has_gate { matrix(gate)? } else { (0, 0) }, matrix(up)?, matrix(down)?];
     let mut kept = Vec::new();
     for part in parts.iter().filter(|p| !p.part.is_matrix()) {
         kept.extend(part.codec.planes(part.rows, part.cols)?);

@@ -71,7 +71,8 @@ impl Budget {
         let (spec, threads) = (model.spec(), threads as u64);
         // A thread holds the released expert, one matrix in f32 and one being coded; finished ones wait coded.
         let coded = sizes.expert_coded_bytes_max * (1 + AHEAD);
-        let mut layers = threads * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded);
+        let mut layers = threads
+            * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded + sizes.coding_bytes_max);
         // So do the trunk's matrices before them.
         let coded_trunk = (threads + AHEAD) * sizes.trunk_coding_bytes_max;
         let (mut streams, mut head) = (0, 0);
@@ -191,7 +192,8 @@ fn expert_bytes(spec: &ModelSpec) -> u64 {
 /// Residual streams of so many tokens in all, with the sums of experts that are added to them.
 fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
     let mixes = spec.hyper.map_or(0, |h| 2 * 4 * h.n_mixes());
-    n_tokens * (4 * (spec.width() + spec.hidden) as u64 + mixes as u64 + BYTES_A_TOKEN)
+    let shortcut = if spec.layers.iter().any(|l| l.shortcut.is_some()) { 4 * spec.hidden as u64 } else { 0 };
+    n_tokens * (shortcut + 4 * (spec.width() + spec.hidden) as u64 + mixes as u64 + BYTES_A_TOKEN)
 }
 
 /// Outputs of one expert for the share of so many tokens that it gets.
@@ -205,14 +207,19 @@ fn output_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
 /// Hessians of the largest layer: the pool's, and in each thread those of an expert, the factor of one of them, the
 /// errors that are fed forward, and the inputs that are held out.
 fn hessian_bytes(spec: &ModelSpec, threads: u64) -> u64 {
-    let hidden = spec.hidden as u64;
+    let width = |moe: &moepack_convert::spec::Moe| moe.width(spec.hidden) as u64;
     let square = |n: u64| 4 * n * n;
-    let held_out = |inter: u64| 4 * HELD_OUT_MAX as u64 * (hidden + inter);
-    let thread = |inter: u64| {
-        square(hidden) + square(inter) + square(hidden.max(inter)) + 2 * 4 * hidden * inter + held_out(inter)
+    let held_out = |hidden: u64, inter: u64| 4 * HELD_OUT_MAX as u64 * (hidden + inter);
+    let thread = |hidden: u64, inter: u64| {
+        square(hidden)
+            + square(inter)
+            + square(hidden.max(inter))
+            + 2 * 4 * hidden * inter
+            + held_out(hidden, inter)
     };
-    let largest = spec.moe_layers().map(|(_, moe)| thread(moe.inter as u64)).max().unwrap_or(0);
-    square(hidden) + held_out(0) + threads * largest
+    let largest = spec.moe_layers().map(|(_, moe)| thread(width(moe), moe.inter as u64)).max().unwrap_or(0);
+    let pool = spec.moe_layers().map(|(_, moe)| width(moe)).max().unwrap_or(0);
+    square(pool) + held_out(pool, 0) + threads * largest
 }
 
 /// Queries, keys, values and outputs of one window of `ctx` tokens.
@@ -225,6 +232,14 @@ fn window_bytes(spec: &ModelSpec, ctx: usize) -> u64 {
         Attention::Mla(a) => {
             a.n_heads * (2 * a.nope_dim + a.rope_dim + 3 * a.v_dim) + index_values(a.choice.indexer(), ctx)
         }
+        Attention::Routed(a) => (3 * a.n_used + 2) * a.n_kv_heads * a.head_dim,
+        Attention::StateSpace(a) => {
+            let selected = a.n_heads + 2 * a.n_groups * a.state_dim;
+            a.n_projected() + 2 * a.n_channels() + 2 * a.inner() + 2 * selected
+        }
+        Attention::ShortConv(_) => 5 * spec.hidden,
+        Attention::Lightning(a) => 9 * a.inner(),
+        Attention::None => 0,
         Attention::Carried => 0,
         Attention::Delta(a) => 2 * a.n_channels() + 4 * a.n_v_heads * a.v_dim + 2 * a.n_v_heads,
         Attention::Compressed(a) => {

@@ -1,5 +1,6 @@
 //! How far calibration reached: for each matrix of each expert how it was coded, and a summary for people.
 
+use moepack_convert::Part;
 use moepack_format::manifest::LayerEntry;
 use serde::Serialize;
 
@@ -76,10 +77,9 @@ pub fn coverage(layers: &[LayerEntry]) -> String {
 }
 
 fn starved(rows: &[ExpertRow<'_>]) -> String {
-    let first = MATRICES.first().map_or("", |m| m.name());
     let starved: Vec<String> = rows
         .iter()
-        .filter(|r| r.tokens == Some(0) && r.projection == first)
+        .filter(|r| r.tokens == Some(0) && r.projection == Part::Down.name())
         .map(|r| format!("{}.{}", r.layer, r.expert))
         .collect();
     let more = if starved.len() > STARVED_NAMED { " …" } else { "" };

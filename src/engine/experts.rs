@@ -69,11 +69,10 @@ impl ExpertWork<'_> {
         let coder = Coder { isa: self.isa, choices: self.choices, solver };
         let with_pool = calibrating.as_ref().filter(|_| finished.is_none());
         let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.n_experts));
-        let hidden = self.model.spec().hidden;
         let turns = Turns {
             work: self,
             coder,
-            pool: with_pool.map(|pass| Pool::of(self.isa, pass, hidden, self.inter)).transpose()?,
+            pool: with_pool.map(|pass| Pool::of(self.isa, pass, pass.width(), self.inter)).transpose()?,
             stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
             bank: finished.as_ref().map(|_| self.open_bank()).transpose()?,
             weights,
@@ -182,8 +181,10 @@ impl Turns<'_> {
             let coded = self.coder.code(layer, expert, source, Learnt::Evidence(&evidence))?;
             return Ok((Some(output), coded));
         }
-        let dims = (model.spec().hidden, inter);
-        let fresh = calibrating.map(|(pass, mlp)| calibration::run_expert(isa, pass, expert, mlp, dims));
+        let run = |(pass, mlp): (&MoePass<'_>, _)| {
+            calibration::run_expert(isa, pass, expert, mlp, (pass.width(), inter))
+        };
+        let fresh = calibrating.map(run);
         let (output, fresh) = fresh.transpose()?.unzip();
         let stats = fresh.as_ref().or_else(|| self.stored.as_ref()?.get(expert));
         let coded = self.coder.code(layer, expert, source, stats.map_or(Learnt::Nothing, Learnt::Stats))?;

@@ -14,18 +14,20 @@ pub struct Disturbance {
     pub shrink: f64,
 }
 
-/// Disturbs one matrix of the expert that is `index` in its layer.
+/// Disturbs one matrix, if it is there, of the expert that is `index` in its layer.
 pub fn disturb_part(
     expert: &mut Expert,
     (layer, index, part): (usize, usize, Part),
     disturbance: Disturbance,
 ) {
     let matrix = match part {
-        Part::Gate => &mut expert.gate,
-        Part::Up => &mut expert.up,
-        _ => &mut expert.down,
+        Part::Gate => expert.gate.as_mut(),
+        Part::Up => Some(&mut expert.up),
+        _ => Some(&mut expert.down),
     };
-    disturb(matrix, seed(layer, index, part), disturbance);
+    if let Some(matrix) = matrix {
+        disturb(matrix, seed(layer, index, part), disturbance);
+    }
 }
 
 fn disturb(matrix: &mut [f32], seed: u64, Disturbance { white, shrink }: Disturbance) {

@@ -178,19 +178,46 @@ fn bits_of(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<O
 fn trial(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<Trial> {
     let (isa, nothing) = (Isa::get(), Trial { layer, part, excess: 0.0, seconds: 0.0, n_weights: 0 });
     let Choice::Codec(codec) = plan.choices.of_part(layer, expert, part)? else { return Ok(nothing) };
-    let source = plan.model.expert(layer, expert)?;
-    let Some(stored) = source.part(part) else { return Ok(nothing) };
-    let started = Instant::now();
-    let w = stored.decode(isa)?;
-    let decoded = started.elapsed().as_secs_f64() / w.len().max(1) as f64;
-    let rows = (SAMPLE_WEIGHTS / stored.cols.max(1)).clamp(1, stored.rows);
-    let sample = Matrix { rows, cols: stored.cols, data: w.get(..rows * stored.cols).unwrap_or_default() };
+    let Some((cols, rows, w, decoded)) = trial_weights(plan, layer, expert, part)? else {
+        return Ok(nothing);
+    };
+    let rows = (SAMPLE_WEIGHTS / cols.max(1)).clamp(1, rows);
+    let sample = Matrix { rows, cols, data: w.get(..rows * cols).unwrap_or_default() };
     let started = Instant::now();
     let sums = coded(isa, codec, sample)?;
     let n_weights = sample.data.len();
     let seconds = started.elapsed().as_secs_f64() + decoded * n_weights as f64;
-    let expected = relative_error(codec.bits_per_weight(rows, stored.cols)?);
+    let expected = relative_error(codec.bits_per_weight(rows, cols)?);
     Ok(Trial { excess: sums.relative() / expected, seconds, n_weights, ..nothing })
+}
+
+/// Columns, rows, weights from the first row on, and the seconds that one took to decode.
+type TrialWeights = (usize, usize, Vec<f32>, f64);
+
+/// A matrix to try; where no weights are there, normal numbers, of as many rows as are tried.
+fn trial_weights(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<Option<TrialWeights>> {
+    if plan.model.is_names_alone() {
+        let parts = plan.model.expert_parts(layer, expert)?;
+        let Some(stored) = parts.iter().find(|p| p.part == part) else { return Ok(None) };
+        let rows = (SAMPLE_WEIGHTS / stored.cols.max(1)).clamp(1, stored.rows);
+        return Ok(Some((stored.cols, stored.rows, normal(rows * stored.cols), 0.0)));
+    }
+    let source = plan.model.expert(layer, expert)?;
+    let Some(stored) = source.part(part) else { return Ok(None) };
+    let started = Instant::now();
+    let w = stored.decode(Isa::get())?;
+    let decoded = started.elapsed().as_secs_f64() / w.len().max(1) as f64;
+    Ok(Some((stored.cols, stored.rows, w, decoded)))
+}
+
+/// Nearly N(0, 1): sums of four uniform numbers of a linear congruence.
+fn normal(n: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut uniform = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 16_777_216.0 - 0.5
+    };
+    (0..n).map(|_| (uniform() + uniform() + uniform() + uniform()) * 1.732).collect()
 }
 
 /// Codes a matrix and compares, as the engine does.

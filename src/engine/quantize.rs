@@ -190,7 +190,7 @@ impl<'a> Layers<'a> {
         for (l, layer) in model.spec().layers.iter().enumerate() {
             self.session.stop.check()?;
             match &layer.mlp {
-                Mlp::Dense { .. } => self.dense(l)?,
+                Mlp::Dense { .. } | Mlp::None => self.dense(l)?,
                 Mlp::Moe(moe) => self.moe(l, moe.n_experts, moe.inter)?,
             }
         }

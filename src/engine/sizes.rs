@@ -38,6 +38,8 @@ pub struct Sizes {
     pub expert_source_bytes_max: u64,
     /// Largest expert as coded, in bytes.
     pub expert_coded_bytes_max: u64,
+    /// What the greediest codec takes beside a matrix and what becomes of it.
+    pub coding_bytes_max: u64,
 }
 
 /// Bytes of one bank.
@@ -57,7 +59,7 @@ pub struct LayerSizes {
     pub record_bytes_max: u64,
     /// Number of planes.
     pub n_planes: usize,
-    /// Gate, up and down.
+    /// Gate, where there is one, up and down.
     pub parts: Vec<PartSizes>,
 }
 
@@ -119,8 +121,9 @@ impl Sizes {
         impossible: &mut Vec<Error>,
     ) -> Result<LayerSizes> {
         let mut sizes = LayerSizes { layer, n_experts, ..LayerSizes::default() };
-        sizes.parts =
-            MATRICES.map(|part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 }).to_vec();
+        let matrices = model.spec().moe(layer).map_or(&MATRICES[..], |moe| moe.matrices());
+        let nothing = |&part: &Part| PartSizes { part, codec: String::new(), weights: 0, bytes: 0 };
+        sizes.parts = matrices.iter().map(nothing).collect();
         for expert in 0..n_experts {
             let (mut source, mut coded, mut record) = (0, 0, 0_u64);
             for (stored, codec) in coded_parts(model, choices, layer, expert)? {
@@ -132,6 +135,8 @@ impl Sizes {
                         continue;
                     }
                 };
+                self.coding_bytes_max =
+                    self.coding_bytes_max.max(codec.coding_bytes(stored.rows, stored.cols));
                 sizes.n_planes += planes.len();
                 record = record_end(record, &planes)?;
                 let bytes = plane_bytes(&planes)?;

@@ -231,7 +231,9 @@ impl Dims {
 fn dims(model: &Model) -> impl Iterator<Item = (usize, Dims)> {
     let hidden = model.spec().hidden;
     let layers = model.spec().moe_layers();
-    layers.map(move |(l, moe)| (l, Dims { n_experts: moe.n_experts, hidden, inter: moe.inter }))
+    layers.map(move |(l, moe)| {
+        (l, Dims { n_experts: moe.n_experts, hidden: moe.width(hidden), inter: moe.inter })
+    })
 }
 
 fn name(layer: usize, what: &str) -> String {

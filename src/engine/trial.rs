@@ -54,8 +54,8 @@ impl Trial {
         (layer, weights): (usize, &LayerWeights),
         pass: &MoePass<'_>,
     ) -> Result<Trial> {
-        let inter = model.spec().moe_layers().find(|(l, _)| *l == layer).map_or(0, |(_, moe)| moe.inter);
-        let pool = Pool::of(coder.isa, pass, model.spec().hidden, inter)?;
+        let inter = model.spec().moe(layer).map_or(0, |moe| moe.inter);
+        let pool = Pool::of(coder.isa, pass, pass.width(), inter)?;
         let place = Place { coder, model, layer, weights, pass, pool: &pool, inter };
         let trials = sampled(&pass.routing().counts()).into_par_iter().map(|e| place.expert(e));
         Ok(mean(&trials.collect::<Result<Vec<_>>>()?))
@@ -136,7 +136,7 @@ impl Place<'_> {
 
     /// Coded by a solver that knows mean squares at most; with the seconds to learn these and to code.
     fn by_stats(&self, e: usize, mlp: &GatedMlp, source: CodedExpert) -> Result<(f64, f64, CodedExpert)> {
-        let dims = (self.model.spec().hidden, self.inter);
+        let dims = (self.pass.width(), self.inter);
         let (learning, (_, stats)) =
             timed(|| calibration::run_expert(self.coder.isa, self.pass, e, mlp, dims))?;
         let (coding, coded) = timed(|| self.coder.code(self.layer, e, source, Learnt::Stats(&stats)))?;

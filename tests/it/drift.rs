@@ -17,6 +17,8 @@ fn a_passthrough_bundle_is_the_model_itself() {
         "random/llama4",
         "random/dbrx",
         "random/llama",
+        "random/nemotron_h_latent",
+        "random/longcat_flash",
     ] {
         let work = Work::new(model);
         work.quantize("native", &[]);
@@ -43,6 +45,11 @@ fn int8_loses_next_to_nothing_in_every_family() {
         "random/cohere2_moe",
         "random/granitemoeshared",
         "random/afmoe",
+        "random/nemotron_h",
+        "random/jamba",
+        "random/minimax",
+        "random/longcat_flash",
+        "random/jetmoe",
     ] {
         let work = Work::new(model);
         work.quantize("int8", &[]);

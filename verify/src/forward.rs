@@ -21,22 +21,32 @@
 //! a fixed tree, and experts are added in ascending order.
 
 mod attention;
+mod blocks;
 mod compressed;
 mod compressor;
+mod convolution;
 mod delta;
 mod experts;
+mod gated;
 mod gqa;
 mod head;
 mod indexer;
 mod layer;
+mod lightning;
 mod linear;
 mod mla;
 mod moe;
+mod ngrams;
 mod norm;
 mod ordered;
+mod pools;
 mod residual;
 mod rope;
+mod routed_attention;
 mod router;
+mod short_conv;
+mod shortcut;
+mod state_space;
 
 use std::ops::Range;
 
@@ -88,6 +98,12 @@ pub trait Weights: Sync {
     /// There is no such table, or it cannot be read.
     fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>>;
 
+    /// A trunk tensor of integers of any size.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it cannot be read.
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>>;
+
     /// A routed expert, decoded.
     ///
     /// # Errors
@@ -112,6 +128,10 @@ impl Weights for Model {
         Model::trunk_table(self, layer, role)
     }
 
+    fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>> {
+        Model::trunk_integers(self, layer, role)
+    }
+
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {
         Model::expert(self, layer, expert)?.decode(Isa::get())
     }
@@ -132,6 +152,8 @@ pub struct Stream {
     pub hidden: Vec<f32>,
     /// What a parallel attention adds together with the MLP. `[tokens, width]`
     pending: Option<Vec<f32>>,
+    /// What experts on a shortcut take. `[tokens, width]`
+    shortcut: Option<Vec<f32>>,
     /// The keys that the last layer with an indexer chose, window by window.
     chosen: Vec<attention::Chosen>,
 }
@@ -139,7 +161,7 @@ pub struct Stream {
 impl Stream {
     /// Rows of this length, `[tokens, width]`.
     pub fn new(width: usize, hidden: Vec<f32>) -> Stream {
-        Stream { width, hidden, pending: None, chosen: Vec::new() }
+        Stream { width, hidden, pending: None, shortcut: None, chosen: Vec::new() }
     }
 
     /// The rows of `windows`, which are the first of this stream's, as they are between attention and MLP.
@@ -150,6 +172,7 @@ impl Stream {
             width: self.width,
             hidden: part(&self.hidden),
             pending: self.pending.as_deref().map(part),
+            shortcut: self.shortcut.as_deref().map(part),
             chosen: self.chosen.iter().take(windows.lens.len()).cloned().collect(),
         }
     }
@@ -163,6 +186,11 @@ impl Stream {
     /// Number of rows.
     pub fn n_tokens(&self) -> usize {
         self.hidden.len() / self.width.max(1)
+    }
+
+    /// The rows that the layer's MLP takes, `[tokens, width]`.
+    fn taken(&self) -> &[f32] {
+        self.shortcut.as_deref().unwrap_or(&self.hidden)
     }
 
     /// One token's row.

@@ -167,7 +167,18 @@ fn threads_and_instruction_sets_do_not_change_a_bit() {
 
 #[test]
 fn a_long_window_is_split_among_threads_without_changing_a_bit() {
-    for family in ["mixtral_window", "deepseek_v3", "deepseek_v4", "glm_moe_dsa", "llama4", "cohere2_moe"] {
+    let families = [
+        "mixtral_window",
+        "deepseek_v3",
+        "deepseek_v4",
+        "glm_moe_dsa",
+        "llama4",
+        "cohere2_moe",
+        "nemotron_h",
+        "jamba",
+        "minimax",
+    ];
+    for family in families {
         let model = open(&fixtures().join("random").join(family));
         let n = 1500;
         let tokens = (0..n).map(|i| (i * 31 + i / 7) % model.spec().vocab as u32).collect();
@@ -228,15 +239,16 @@ fn an_observer_sees_the_inputs_of_every_product_in_the_order_of_tokens() {
         );
         let weights: Vec<f32> = routing.tokens_of(e).iter().map(|t| t.weight).collect();
         assert_eq!(seen.weights, weights, "expert {e}");
-        let (hidden, inter, n) = (stream.width, expert.gate.len() / stream.width, weights.len());
+        let gate = expert.gate.as_ref().unwrap();
+        let (hidden, inter, n) = (stream.width, gate.len() / stream.width, weights.len());
         assert_eq!((seen.x.len(), seen.a.len()), (n * hidden, n * inter), "expert {e}");
         // What was shown reproduces the output: down · a, with a = silu(gate · x) · (up · x).
         for (i, (x, a)) in seen.x.chunks(hidden).zip(seen.a.chunks(inter)).enumerate().step_by(37) {
             let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum::<f64>();
             for (j, &a) in a.iter().enumerate() {
                 let row = j * hidden..(j + 1) * hidden;
-                let (gate, up) = (dot(&expert.gate[row.clone()], x), dot(&expert.up[row], x));
-                let expected = gate / (1.0 + (-gate).exp()) * up;
+                let (g, up) = (dot(&gate[row.clone()], x), dot(&expert.up[row], x));
+                let expected = g / (1.0 + (-g).exp()) * up;
                 assert!((f64::from(a) - expected).abs() < 1e-4, "expert {e} row {i}: {a}, but {expected}");
             }
             for (j, &out) in output.rows[i * hidden..][..hidden].iter().enumerate() {

@@ -8,7 +8,7 @@ use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::{SourceTensor, listed};
 use crate::dims;
 use crate::encoding::{Encoded, Holding, encoding, not_integers, stored_shape};
-use crate::family::{ExpertLayout, Holds, Mtp, Piece};
+use crate::family::{Dim, ExpertLayout, Holds, Mtp, Piece};
 use crate::limits::LISTED_MAX;
 use crate::names;
 use crate::spec::{Part, Role};
@@ -58,7 +58,7 @@ impl Claims<'_> {
         let mut seen = BTreeMap::new();
         for (at, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let what = match claim {
-                Claim::Trunk(rule, layer) => (rule.name, layer, None),
+                Claim::Trunk(rule, layer, part) => (rule.name, layer, part),
                 Claim::Expert { piece, layer, expert, .. } => (piece.name, Some(layer), expert),
                 _ => continue,
             };
@@ -91,7 +91,7 @@ impl Claims<'_> {
         let mut n_wrong = 0;
         for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let expected = match claim {
-                Claim::Trunk(..) => self.decoded(claim).map(|decoded| match *decoded {
+                Claim::Trunk(..) => self.decoded(claim, t).map(|decoded| match *decoded {
                     [rows, cols] => stored_shape(t, None, rows, cols, self.source.hints),
                     _ => decoded,
                 }),
@@ -108,16 +108,20 @@ impl Claims<'_> {
     }
 
     /// Shape of what a trunk tensor decodes to.
-    pub(super) fn decoded(&self, claim: Claim) -> Option<Vec<u64>> {
-        let Claim::Trunk(rule, layer) = claim else { return None };
-        rule.shape.iter().map(|&d| dims::dim(self.source.spec, layer, d)).collect()
+    pub(super) fn decoded(&self, claim: Claim, tensor: &SourceTensor) -> Option<Vec<u64>> {
+        let Claim::Trunk(rule, layer, _) = claim else { return None };
+        let length = |(at, &dim): (usize, &Dim)| match dim {
+            Dim::Any => tensor.shape.get(at).copied(),
+            dim => dims::dim(self.source.spec, layer, dim),
+        };
+        rule.shape.iter().enumerate().map(length).collect()
     }
 
     /// Shape of the tensor that holds a piece.
     fn expert_shape(&self, piece: &Piece, layer: usize, tensor: &SourceTensor) -> Option<Vec<u64>> {
         let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
         let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-        let (rows, cols, is_matrix) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let (rows, cols, is_matrix) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
         let transposed = piece.is_transposed(rows, cols, &tensor.shape);
         let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
         Some(match (is_matrix, n) {
@@ -202,10 +206,13 @@ impl Claims<'_> {
                 continue;
             }
             for (l, spec) in self.source.spec.layers.iter().enumerate() {
-                if dims::has(self.source.spec, Some(spec), rule.role)
-                    && catalog.find(Some(l), rule.role).is_none()
-                {
-                    missing.push(self.full_name(rule.name, l, 0));
+                if !dims::has(self.source.spec, Some(spec), rule.role) {
+                    continue;
+                }
+                for part in 0..dims::n_parts(spec, rule.role) {
+                    if catalog.find(Some(l), rule.role.of_part(Some(part))).is_none() {
+                        missing.push(self.full_name(rule.name, l, part));
+                    }
                 }
             }
         }
@@ -250,14 +257,14 @@ impl Claims<'_> {
         for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let encoded = self.encoded(t);
             let checked = match claim {
-                Claim::Trunk(rule, _) if rule.role.is_table() => match t.dtype {
+                Claim::Trunk(rule, ..) if rule.role.is_table() => match t.dtype {
                     Dtype::I64 | Dtype::I32 => Ok(()),
                     other => Err(not_integers(other).in_tensor(&*t.name)),
                 },
                 // A bundle's planes are compared by their codec.
                 Claim::Trunk(..) if self.source.checkpoint.coded(&t.name).is_some() => Ok(()),
                 Claim::Trunk(..) => {
-                    let shape = self.decoded(claim).unwrap_or_else(|| t.shape.to_vec());
+                    let shape = self.decoded(claim, t).unwrap_or_else(|| t.shape.to_vec());
                     self.check_encoding(&encoded, Holding::plain(matrix(&shape)))
                 }
                 Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, &encoded),
@@ -287,7 +294,7 @@ impl Claims<'_> {
         let Some(experts) = catalog.layer(layer) else { return Ok(()) };
         let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
         let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
-        let (rows, cols, _) = piece_dims(piece, self.source.spec.hidden, moe.inter);
+        let (rows, cols, _) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
         let transposed = piece.is_transposed(rows, cols, &encoded.tensor.shape);
         self.check_encoding(encoded, Holding { n, rows, cols, transposed })
     }

@@ -20,6 +20,8 @@ pub struct Index {
     files: Vec<String>,
     /// Sorted by tensor: name and place in `files`.
     entries: Vec<(String, u32)>,
+    /// Bytes of all tensors, where it says so.
+    total_bytes: Option<u64>,
 }
 
 impl Index {
@@ -57,6 +59,11 @@ impl Index {
         self.entries.binary_search_by(|(name, _)| name.as_str().cmp(tensor)).is_ok()
     }
 
+    /// `metadata.total_size`, which nothing is checked against.
+    pub fn total_bytes(&self) -> Option<u64> {
+        self.total_bytes
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -64,6 +71,7 @@ impl Index {
 
     fn of(path: &Path, value: Value, place: &Place) -> Result<Index> {
         let Value::Object(mut root) = value else { return Err(Error::bad_data("expected an object")) };
+        let total_bytes = root.get("metadata").and_then(|m| m.get("total_size")).and_then(Value::as_u64);
         let Some(Value::Object(map)) = root.swap_remove("weight_map") else {
             return Err(Error::bad_data("weight_map is missing or no object"));
         };
@@ -91,7 +99,7 @@ impl Index {
         }
         named.sort_unstable();
         let entries = named.into_iter().map(|(t, f)| (t, files.get(&f).copied().unwrap_or(0))).collect();
-        Ok(Index { path: path.to_owned(), files: files.into_keys().collect(), entries })
+        Ok(Index { path: path.to_owned(), files: files.into_keys().collect(), entries, total_bytes })
     }
 }
 

@@ -83,6 +83,9 @@ fn layer(family: &Family, config: &Config, base: &Base, kind: Compressing) -> Re
             n_heads: config.uint(&["index_n_heads"], 1, HEADS_MAX)?,
             head_dim: index_dim,
             n_used: config.uint(&["index_topk"], 1, POSITIONS_MAX)?,
+            key_eps: 0.0,
+            pool: None,
+            rotates_last: true,
             rope: rope.clone(),
         })
     };

@@ -2,14 +2,16 @@
 
 use moepack_format::Result;
 
+use super::blocks::{Block, blocks, periodic};
 use super::{positive, switch};
 use crate::family::{
     ActivationRule, Factor, Family, HashRule, MoeLayers, MoeRule, RouterRule, ScoreRule, SharedRule,
 };
-use crate::hparams::Config;
-use crate::limits::{EXPERTS_MAX, INTER_MAX, LAYERS_MAX, SHARED_MAX};
+use crate::hparams::{Config, Keys};
+use crate::limits::{EXPERTS_MAX, HIDDEN_MAX, INTER_MAX, LAYERS_MAX, SHARED_MAX};
 use crate::spec::{
-    Activation, Choice, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Activation, Choice, GateUp, GroupScore, Groups, Mlp, Moe, RouteWeights, Router, Score, Shared, SharedSum,
+    Shortcut,
 };
 
 /// Experts that `sparsemixer` takes, one after the other.
@@ -17,7 +19,10 @@ const SPARSE_MIXER_USED: usize = 2;
 
 /// The MLP of each layer.
 pub(super) fn mlps(family: &Family, config: &Config, n_layers: usize) -> Result<Vec<Mlp>> {
-    let has_experts = moe_layers(family.moe_layers, config, n_layers)?;
+    if family.moe_layers == MoeLayers::Blocks {
+        return of_blocks(family, config);
+    }
+    let has_experts = moe_layers(family, config, n_layers)?;
     let hashes = hash_layers(family.moe.router.hash, config, n_layers)?;
     let dense = if has_experts.iter().all(|&m| m) { None } else { Some(dense(family, config)?) };
     let moe = if has_experts.contains(&true) { Some(moe(family, config)?) } else { None };
@@ -27,6 +32,16 @@ pub(super) fn mlps(family: &Family, config: &Config, n_layers: usize) -> Result<
     };
     let mlps = has_experts.into_iter().zip(hashes).map(one).collect::<Option<Vec<_>>>();
     mlps.ok_or_else(|| config.error("a layer is neither dense nor has it experts"))
+}
+
+/// The MLPs of a model whose layers are one block each.
+fn of_blocks(family: &Family, config: &Config) -> Result<Vec<Mlp>> {
+    let one = |block: Block| match block {
+        Block::Moe => moe(family, config).map(Mlp::Moe),
+        Block::Dense => dense(family, config),
+        Block::Mixer | Block::Full => Ok(Mlp::None),
+    };
+    blocks(config)?.into_iter().map(one).collect()
 }
 
 /// The experts of a layer that chooses by token, or of one that does not.
@@ -40,8 +55,17 @@ fn in_layer(moe: &Moe, by_token: bool) -> Moe {
 }
 
 /// Which layers have experts.
-fn moe_layers(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
-    if rule == MoeLayers::None {
+fn moe_layers(family: &Family, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
+    let rule = family.moe_layers;
+    let single = || Ok(config.uint_opt(family.moe.n_experts, 1, EXPERTS_MAX)? == Some(1)) as Result<bool>;
+    let zero = || Ok(config.uint_opt(family.moe.n_experts, 0, EXPERTS_MAX)? == Some(0)) as Result<bool>;
+    let is_dense = match rule {
+        MoeLayers::None => true,
+        MoeLayers::Period(..) => single()?,
+        MoeLayers::AllUnlessZero => zero()?,
+        _ => false,
+    };
+    if is_dense {
         return Ok(vec![false; n_layers]);
     }
     let layers = match config.strings_opt(&["mlp_layer_types"], n_layers)? {
@@ -58,8 +82,13 @@ fn moe_layers(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<b
 
 fn by_rule(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<bool>> {
     Ok(match rule {
-        MoeLayers::All => vec![true; n_layers],
-        MoeLayers::None => vec![false; n_layers],
+        MoeLayers::All | MoeLayers::AllUnlessZero => vec![true; n_layers],
+        MoeLayers::None | MoeLayers::Blocks => vec![false; n_layers],
+        MoeLayers::Period(period, offset) => {
+            let keys = ["expert_layer_period", "expert_layer_offset"];
+            let every = periodic(config, keys, [period, offset])?;
+            (0..n_layers).map(every).collect()
+        }
         MoeLayers::From(key, default) => {
             let first = config.uint_opt(&[key], 0, n_layers)?.unwrap_or(default);
             (0..n_layers).map(|l| l >= first).collect()
@@ -78,6 +107,10 @@ fn by_rule(rule: MoeLayers, config: &Config, n_layers: usize) -> Result<Vec<bool
             };
             (0..n_layers).map(|l| (l + 1) % step == 0 && (first..=last).contains(&l)).collect()
         }
+        MoeLayers::Flags(key) => match config.uints_opt(&[key], 2)? {
+            Some(flags) => (0..n_layers).map(|l| flags.get(l) == Some(&1)).collect(),
+            None => vec![true; n_layers],
+        },
         MoeLayers::Listed => match config.uints_opt(&["moe_layers"], LAYERS_MAX)? {
             Some(list) => (0..n_layers).map(|l| list.contains(&l)).collect(),
             None => {
@@ -98,29 +131,47 @@ fn hash_layers(rule: HashRule, config: &Config, n_layers: usize) -> Result<Vec<b
     Ok((0..n_layers).map(|l| l < n).collect())
 }
 
+/// What runs beside experts on a shortcut.
+pub(super) fn shortcut(family: &Family, config: &Config) -> Result<Shortcut> {
+    let activation = activation_elsewhere(&family.moe, config)?;
+    Ok(Shortcut { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation })
+}
+
 fn dense(family: &Family, config: &Config) -> Result<Mlp> {
-    let activation = activation(family.moe.activation, config)?;
-    Ok(Mlp::Dense { inter: config.uint(family.dense_inter, 1, INTER_MAX)?, activation })
+    let activation = activation_elsewhere(&family.moe, config)?;
+    let inter = config.uint(family.dense_inter, 1, INTER_MAX)?;
+    let gate_up = if family.moe.shared_fused { GateUp::AsShared } else { GateUp::Two };
+    Ok(Mlp::Dense { inter, activation, gate_up })
 }
 
 fn moe(family: &Family, config: &Config) -> Result<Moe> {
     let rule = &family.moe;
     let n_experts = config.uint_of_layers(rule.n_experts, 1, EXPERTS_MAX)?;
     let n_experts_used = config.uint_of_layers(rule.n_experts_used, 1, EXPERTS_MAX)?;
-    if n_experts_used > n_experts {
-        return Err(config.error(format!("a token uses {n_experts_used} experts, but there are {n_experts}")));
+    let n_zero = config.uint_opt(rule.n_zero, 0, EXPERTS_MAX)?.unwrap_or(0);
+    if n_experts_used > n_experts + n_zero {
+        let n = n_experts + n_zero;
+        return Err(config.error(format!("a token uses {n_experts_used} experts, but there are {n}")));
     }
     let inter = config.uint_of_layers(rule.inter, 1, INTER_MAX)?;
     Ok(Moe {
         n_experts,
+        n_zero,
         n_experts_used,
         inter,
         activation: activation(rule.activation, config)?,
+        latent: config.uint_opt(rule.latent, 1, HIDDEN_MAX)?,
         bias: rule.bias,
+        sum_bias: rule.sum_bias,
         weighs_input: rule.weighs_input,
         router: router(&rule.router, config, n_experts, n_experts_used)?,
         shared: shared(rule, config, inter)?,
     })
+}
+
+/// Of shared experts and dense layers.
+fn activation_elsewhere(rule: &MoeRule, config: &Config) -> Result<Activation> {
+    if rule.plain_elsewhere { Ok(Activation::Silu) } else { activation(rule.activation, config) }
 }
 
 fn activation(rule: ActivationRule, config: &Config) -> Result<Activation> {
@@ -128,6 +179,8 @@ fn activation(rule: ActivationRule, config: &Config) -> Result<Activation> {
         |default: f64| -> Result<f32> { Ok(positive(config, &["swiglu_limit"])?.unwrap_or(default as f32)) };
     Ok(match rule {
         ActivationRule::Silu => Activation::Silu,
+        ActivationRule::GeluTanh => Activation::GeluTanh,
+        ActivationRule::SquaredRelu => Activation::SquaredRelu,
         ActivationRule::ClampedSilu { limit: default } => Activation::ClampedSilu { limit: limit(default)? },
         ActivationRule::ClampedSwish { alpha, limit: default } => Activation::ClampedSwish {
             alpha: positive(config, &["swiglu_alpha"])?.unwrap_or(alpha as f32),
@@ -157,14 +210,22 @@ fn router(rule: &RouterRule, config: &Config, n_experts: usize, n_used: usize) -
     let renorm = switch(config, rule.renorm)? && weights != RouteWeights::SoftmaxOverChosen;
     Ok(Router {
         bias: rule.bias,
+        softcap: softcap(rule.softcap, config)?,
+        own_input: rule.own_input,
+        expert_scale: rule.own_input,
         score: score(rule.score, config)?,
-        correction: rule.correction,
+        correction: rule.correction && switch(config, rule.correction_if)?,
         choice: choice(rule.choice, config)?,
         groups,
         weights,
         renorm: renorm.then_some(rule.renorm_eps),
         scale,
     })
+}
+
+/// A cap of logits, if the key is there and above 0.
+pub(super) fn softcap(keys: Keys, config: &Config) -> Result<Option<f32>> {
+    Ok(config.number_opt(keys)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
 }
 
 fn choice(choice: Choice, config: &Config) -> Result<Choice> {
@@ -232,7 +293,16 @@ fn shared(rule: &MoeRule, config: &Config, inter: usize) -> Result<Option<Shared
         SharedRule::Gated(keys) => (config.uint(keys, 1, INTER_MAX)?, true),
     };
     let sum = shared_sum(rule, config)?;
-    Ok((width > 0).then_some(Shared { inter: width, gated, fused: rule.shared_fused, sum }))
+    let activation = activation_elsewhere(rule, config)?;
+    let fused = rule.shared_fused;
+    Ok((width > 0).then_some(Shared {
+        inter: width,
+        gated,
+        fused,
+        activation,
+        normed: rule.shared_normed,
+        sum,
+    }))
 }
 
 fn shared_sum(rule: &MoeRule, config: &Config) -> Result<SharedSum> {

@@ -1,8 +1,9 @@
 //! What config.json says of stored numbers, where tensors alone leave a choice.
 
-use moepack_format::{Error, Result};
+use moepack_format::{Dtype, Error, Result};
 use serde_json::Value;
 
+use crate::catalog::{Scales, Storage};
 use crate::encoding::Hints;
 use crate::hparams::{Config, Section};
 use crate::limits::BLOCK_SIDE_MAX;
@@ -14,6 +15,8 @@ const READ: &[(&str, &[&str])] = &[
     ("version", &["gemm", "GEMM"]),
     ("packing_format", &["auto_awq:gemm"]),
 ];
+/// Of FP8 blocks, where compressed-tensors does not say.
+const BLOCK_SIDE: u64 = 128;
 const CODE_BITS_MAX: u64 = 8;
 
 /// What `quantization_config` says.
@@ -38,6 +41,49 @@ pub fn hints(config: &Config) -> Result<Hints> {
     })
 }
 
+/// What names alone leave open: dtypes, whether routed experts are FP4, and how scales lie.
+///
+/// # Errors
+/// A key of another type.
+pub fn storage(config: &Config, total_bytes: Option<u64>) -> Result<Storage> {
+    let section = config.object_opt(&["quantization_config", "compression_config"])?;
+    let inside = |key: &str| section.as_ref().and_then(|s| s.find(&[key])).and_then(Value::as_str);
+    let fp4 = |v: &str| v == "fp4";
+    let own = config.find(&["expert_dtype"]).and_then(|(_, v)| v.as_str());
+    let plain = config.find(&["dtype", "torch_dtype"]).and_then(|(_, v)| v.as_str());
+    Ok(Storage {
+        plain: match plain {
+            Some("float32") => Dtype::F32,
+            Some("float16") => Dtype::F16,
+            _ => Dtype::Bf16,
+        },
+        fp4_experts: own.is_some_and(fp4) || inside("expert_dtype").is_some_and(fp4),
+        e8m0: inside("scale_fmt") == Some("ue8m0"),
+        scales: section.as_ref().map_or(Scales::Rows, scales),
+        int_bytes: inside("format") == Some("int-quantized"),
+        total_bytes,
+    })
+}
+
+/// How scales of FP8 lie where `weight_block_size` is missing.
+fn scales(section: &Section<'_>) -> Scales {
+    let inside = |key: &str| section.find(&[key]).and_then(Value::as_str);
+    let side = |at: usize| {
+        let sides = in_groups(section, "block_structure").and_then(Value::as_array);
+        sides.and_then(|s| s.get(at)?.as_u64()).unwrap_or(BLOCK_SIDE)
+    };
+    match in_groups(section, "strategy").and_then(Value::as_str) {
+        _ if inside("quant_method") == Some("mxfp8") || inside("format") == Some("mxfp8-quantized") => {
+            Scales::Mx
+        }
+        _ if inside("quant_method") == Some("modelopt") => Scales::Scalar,
+        Some("tensor") => Scales::One,
+        Some("channel") => Scales::OfRows,
+        Some("block") => Scales::Blocks([side(0), side(1)]),
+        _ => Scales::Rows,
+    }
+}
+
 fn check_read(section: &Section<'_>) -> Result<()> {
     for (key, read) in READ {
         let found = section.find(&[key]).and_then(Value::as_str);
@@ -57,10 +103,14 @@ fn number(section: &Section<'_>, keys: &[&str]) -> Option<u64> {
 
 /// A number of compressed-tensors' `config_groups`, where all of them that are for weights agree.
 fn of_groups(section: &Section<'_>, key: &str) -> Option<u64> {
+    in_groups(section, key)?.as_u64()
+}
+
+fn in_groups<'a>(section: &Section<'a>, key: &str) -> Option<&'a Value> {
     let groups = section.find(&["config_groups"])?.as_object()?;
-    let mut found = groups.values().filter_map(|g| g.get("weights")?.get(key)?.as_u64());
+    let mut found = groups.values().filter_map(|g| g.get("weights")?.get(key));
     let first = found.next()?;
-    found.all(|n| n == first).then_some(first)
+    found.all(|v| v == first).then_some(first)
 }
 
 /// Rows and columns of FP8 blocks.

@@ -209,3 +209,46 @@ fn sparse_layers_follow_step_and_list() {
     let layers: Vec<bool> = spec(&config).unwrap().layers.iter().map(is_moe).collect();
     assert_eq!(layers, [false, true, false, false, false, true]);
 }
+
+/// The config.json of a random model.
+fn random(name: &str) -> Value {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/random").join(name).join("config.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn layers_of_one_block_are_listed_or_spelled() {
+    let listed = random("nemotron_h");
+    let mut spelled = listed.clone();
+    spelled["layers_block_type"] = Value::Null;
+    spelled["hybrid_override_pattern"] = "ME*-E".into();
+    assert_eq!(spec(&listed), spec(&spelled));
+    let layers = spec(&listed).unwrap().layers;
+    assert!(matches!((&layers[0].attention, &layers[0].mlp), (Attention::StateSpace(_), Mlp::None)));
+    assert!(matches!((&layers[3].attention, &layers[3].mlp), (Attention::None, Mlp::Dense { .. })));
+    assert_eq!(layers[4].mlp.moe().unwrap().matrices().len(), 2);
+}
+
+#[test]
+fn layers_with_a_state_that_make_no_sense_are_refused() {
+    let cases = [
+        ("nemotron_h", json!({ "layers_block_type": ["moe", "rnn"] }), "layers_block_type is \"rnn\""),
+        (
+            "nemotron_h",
+            json!({ "layers_block_type": [] }),
+            "layers_block_type is a list, expected a list of 1 to",
+        ),
+        ("nemotron_h", json!({ "n_groups": 3 }), "4 heads of 10 channels do not divide among 3 groups"),
+        ("nemotron_h", json!({ "mlp_bias": true }), "mlp_bias is true, expected false"),
+        ("jamba", json!({ "attn_layer_offset": 3 }), "attn_layer_offset is 3, expected less than attn_layer"),
+        ("granitemoehybrid", json!({ "time_step_limit": [1, 0] }), "time_step_limit is a list, expected two"),
+        ("granitemoehybrid", json!({ "layer_types": ["mamba", "moe", "mamba"] }), "layer_types is \"moe\""),
+        ("longcat_flash", json!({ "moe_topk": 7 }), "a token uses 7 experts, but there are 6"),
+        ("longcat_flash", json!({ "zero_expert_type": "drop" }), "zero_expert_type is \"drop\""),
+    ];
+    for (name, change, expected) in cases {
+        let found = refusal(&random(name), change.clone());
+        assert!(found.starts_with(expected), "{name} {change}: {found}");
+    }
+}

@@ -1,10 +1,10 @@
 //! What families share: names that began with Llama, DeepSeek and Mixtral, and the usual defaults.
 
 use super::Dim::{
-    AttnOut, DenseInter, Experts, Head, Hidden, Index, IndexHead, IndexHeads, Kv, KvA, KvB, KvLora, Q, QLora,
-    QOut, SharedInter, Values, Vocab,
+    AttnOut, DeltaHead, DeltaHeads, DeltaKernel, DeltaValues, DenseInter, Experts, Head, Hidden, Index,
+    IndexHead, IndexHeads, Kv, KvA, KvB, KvLora, One, Q, QLora, QOut, SharedInter, Values, Vocab,
 };
-use super::{Dim, ExpertLayout, Holds, Piece, Rule};
+use super::{Dim, ExpertLayout, Holds, Piece, Rule, Split};
 use crate::spec::{Part, Role};
 
 /// One line of a table.
@@ -15,6 +15,16 @@ pub const fn rule(role: Role, name: &'static str, shape: &'static [Dim]) -> Rule
 /// An expert tensor that holds one matrix `[out, in]`.
 pub const fn one(part: Part, name: &'static str) -> Piece {
     Piece { name, holds: Holds::One(part), transposed: false, flat: false, either: false }
+}
+
+/// An expert tensor that holds two matrices or biases.
+pub const fn two(a: Part, b: Part, split: Split, name: &'static str) -> Piece {
+    Piece { holds: Holds::Two(a, b, split), ..one(a, name) }
+}
+
+/// The same piece, stored `[in, out]`.
+pub const fn turned(piece: Piece) -> Piece {
+    Piece { transposed: true, ..piece }
 }
 
 /// Embedding, head and the two norms of a layer.
@@ -74,6 +84,26 @@ pub const INDEXER: &[Rule] = &[
     rule(Role::IndexWeights, "self_attn.indexer.weights_proj.weight", &[IndexHeads, Hidden]),
 ];
 
+/// Kimi's delta attention, where its layers are beside latent attention; the decays' shape is each family's own.
+pub const KDA: &[Rule] = &[
+    rule(Role::K, "self_attn.k_proj.weight", &[Kv, Hidden]),
+    rule(Role::V, "self_attn.v_proj.weight", &[Values, Hidden]),
+    rule(Role::DeltaConvQ, "self_attn.q_conv1d.weight", &[Q, One, DeltaKernel]),
+    rule(Role::DeltaConvK, "self_attn.k_conv1d.weight", &[Kv, One, DeltaKernel]),
+    rule(Role::DeltaConvV, "self_attn.v_conv1d.weight", &[Values, One, DeltaKernel]),
+    rule(Role::DeltaB, "self_attn.b_proj.weight", &[DeltaHeads, Hidden]),
+    rule(Role::DeltaStep, "self_attn.dt_bias", &[DeltaValues]),
+    rule(Role::DeltaNorm, "self_attn.o_norm.weight", &[DeltaHead]),
+];
+
+/// Gates and decays of that, through a rank of one head.
+pub const KDA_LOW_RANK: &[Rule] = &[
+    rule(Role::DeltaDecayA, "self_attn.f_a_proj.weight", &[DeltaHead, Hidden]),
+    rule(Role::DeltaDecayB, "self_attn.f_b_proj.weight", &[DeltaValues, DeltaHead]),
+    rule(Role::DeltaGateA, "self_attn.g_a_proj.weight", &[DeltaHead, Hidden]),
+    rule(Role::DeltaGateB, "self_attn.g_b_proj.weight", &[DeltaValues, DeltaHead]),
+];
+
 /// The MLP of a dense layer.
 pub const DENSE: &[Rule] = &[
     rule(Role::DenseGate, "mlp.gate_proj.weight", &[DenseInter, Hidden]),
@@ -115,6 +145,16 @@ pub const W1_W3_W2: ExpertLayout = ExpertLayout {
     ],
 };
 
+/// The same inside of an `mlp`.
+pub const MLP_W1_W3_W2: ExpertLayout = ExpertLayout {
+    name: "per expert, w1 w3 w2",
+    pieces: &[
+        one(Part::Gate, "mlp.experts.{E}.w1.weight"),
+        one(Part::Up, "mlp.experts.{E}.w3.weight"),
+        one(Part::Down, "mlp.experts.{E}.w2.weight"),
+    ],
+};
+
 /// Mixtral's router.
 pub const SPARSE_ROUTER: &[Rule] = &[rule(Role::Router, "block_sparse_moe.gate.weight", &[Experts, Hidden])];
 
@@ -132,7 +172,14 @@ pub const ROUTER_GATE: &[Rule] = &[
 ];
 
 /// Text models inside of others.
-pub const PREFIXES: &[(&str, &str)] = &[("language_model.", ""), ("model.language_model.", "model.")];
+/// Also text models without what is around them.
+pub const PREFIXES: &[(&str, &str)] = &[
+    ("language_model.", ""),
+    ("model.language_model.", "model."),
+    ("layers.", "model.layers."),
+    ("embed_tokens.", "model.embed_tokens."),
+    ("norm.", "model.norm."),
+];
 
 /// Towers and projectors of models that also see or hear.
 pub const TOWERS: &[&str] = &[
@@ -146,6 +193,9 @@ pub const TOWERS: &[&str] = &[
     "multi_modal_projector.",
     "model.multi_modal_projector.",
     "audio_tower.",
+    "model.audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
     "mtp.",
     "model.mtp",
 ];

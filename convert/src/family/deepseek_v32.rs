@@ -2,7 +2,7 @@
 //! Source: transformers 5.23.0 `models/deepseek_v32`.
 
 use super::common::{CORRECTION, DENSE, INDEXER, LLAMA, MLA, ROUTER, SHARED_EXPERTS};
-use super::{AttentionRule, Family, MlaRule, Switch, deepseek_v3};
+use super::{AttentionRule, Family, IndexerRule, MlaRule, Switch, deepseek_v3};
 use crate::spec::Pairing;
 
 pub const FAMILY: Family = Family {
@@ -11,7 +11,7 @@ pub const FAMILY: Family = Family {
     gguf: "deepseek32",
     attention: AttentionRule::Mla(MlaRule {
         adjacent: Switch::Always,
-        indexer: Some(Pairing::Half),
+        indexer: Some(IndexerRule::plain(Pairing::Half)),
         ..MlaRule::PLAIN
     }),
     rules: &[LLAMA, MLA, INDEXER, DENSE, ROUTER, CORRECTION, SHARED_EXPERTS],

@@ -2,7 +2,9 @@
 //! one's indexer chose. GLM-4.7-Flash is the same without an indexer.
 //! Source: transformers 5.23.0 `models/glm_moe_dsa` and `glm4_moe_lite`.
 
-use super::{AttentionRule, Factor, Family, MlaRule, MoeLayers, MoeRule, NormRule, RouterRule, Switch};
+use super::{
+    AttentionRule, Factor, Family, IndexerRule, MlaRule, MoeLayers, MoeRule, NormRule, RouterRule, Switch,
+};
 use super::{deepseek_v3, deepseek_v32};
 use crate::spec::Pairing;
 
@@ -13,7 +15,7 @@ pub const FAMILY: Family = Family {
     norm: NormRule::Rms(1e-5),
     attention: AttentionRule::Mla(MlaRule {
         adjacent: Switch::Always,
-        indexer: Some(Pairing::Adjacent),
+        indexer: Some(IndexerRule::plain(Pairing::Adjacent)),
         ..MlaRule::PLAIN
     }),
     ..deepseek_v32::FAMILY

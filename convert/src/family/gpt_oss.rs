@@ -3,9 +3,9 @@
 //! Source: transformers 5.23.0 `models/gpt_oss` and `integrations/mxfp4.py`; released as gpt-oss-20b and -120b.
 
 use super::Dim::{Experts, Heads, Hidden};
-use super::common::{GQA, LLAMA, one, rule};
+use super::common::{GQA, LLAMA, one, rule, turned, two};
 use super::{
-    ActivationRule, AttentionRule, ExpertLayout, Family, GqaRule, Holds, MoeLayers, MoeRule, NormRule, Piece,
+    ActivationRule, AttentionRule, ExpertLayout, Family, GqaRule, MoeLayers, MoeRule, NormRule, Piece,
     RouterRule, Rule, Sinks, Split, Switch, WindowRule, qwen3_moe,
 };
 use crate::rope::{RopeRule, Yarn};
@@ -17,29 +17,18 @@ const GPT_OSS: &[Rule] = &[
     rule(Role::RouterBias, "mlp.router.bias", &[Experts]),
 ];
 
-const GATE_UP: Holds = Holds::Two(Part::Gate, Part::Up, Split::Interleaved);
-const GATE_UP_BIAS: Holds = Holds::Two(Part::GateBias, Part::UpBias, Split::Interleaved);
+const GATE_UP_BIAS: Piece =
+    two(Part::GateBias, Part::UpBias, Split::Interleaved, "mlp.experts.gate_up_proj_bias");
+const DOWN_BIAS: Piece = one(Part::DownBias, "mlp.experts.down_proj_bias");
 
 /// As released: rows are outputs.
 const MXFP4: ExpertLayout = ExpertLayout {
     name: "stacked MXFP4 blocks",
     pieces: &[
-        Piece {
-            name: "mlp.experts.gate_up_proj_blocks",
-            holds: GATE_UP,
-            transposed: false,
-            flat: false,
-            either: false,
-        },
+        two(Part::Gate, Part::Up, Split::Interleaved, "mlp.experts.gate_up_proj_blocks"),
         one(Part::Down, "mlp.experts.down_proj_blocks"),
-        Piece {
-            name: "mlp.experts.gate_up_proj_bias",
-            holds: GATE_UP_BIAS,
-            transposed: false,
-            flat: false,
-            either: false,
-        },
-        one(Part::DownBias, "mlp.experts.down_proj_bias"),
+        GATE_UP_BIAS,
+        DOWN_BIAS,
     ],
 };
 
@@ -47,28 +36,10 @@ const MXFP4: ExpertLayout = ExpertLayout {
 const DECODED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
-        Piece {
-            name: "mlp.experts.gate_up_proj",
-            holds: GATE_UP,
-            transposed: true,
-            flat: false,
-            either: false,
-        },
-        Piece {
-            name: "mlp.experts.down_proj",
-            holds: Holds::One(Part::Down),
-            transposed: true,
-            flat: false,
-            either: false,
-        },
-        Piece {
-            name: "mlp.experts.gate_up_proj_bias",
-            holds: GATE_UP_BIAS,
-            transposed: false,
-            flat: false,
-            either: false,
-        },
-        one(Part::DownBias, "mlp.experts.down_proj_bias"),
+        turned(two(Part::Gate, Part::Up, Split::Interleaved, "mlp.experts.gate_up_proj")),
+        turned(one(Part::Down, "mlp.experts.down_proj")),
+        GATE_UP_BIAS,
+        DOWN_BIAS,
     ],
 };
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::spec::{Part, Role};
 
-const NAMES: &[Rule] = &[
+pub const NAMES: &[Rule] = &[
     rule(Role::Router, "block_sparse_moe.router.layer.weight", &[Experts, Hidden]),
     rule(Role::SharedGateUp, "shared_mlp.input_linear.weight", &[SharedGateUp, Hidden]),
     rule(Role::SharedDown, "shared_mlp.output_linear.weight", &[Hidden, SharedInter]),
@@ -37,7 +37,10 @@ pub const FAMILY: Family = Family {
     embed_scale: Factor::Key("embedding_multiplier", 1.0),
     logit_scale: Factor::Inverse("logits_scaling", 1.0),
     residual: ResidualRule::Scaled(Factor::Key("residual_multiplier", 1.0)),
-    attention: AttentionRule::Gqa(GqaRule { scale: Some(("attention_multiplier", 1.0)), ..GqaRule::PLAIN }),
+    attention: AttentionRule::Gqa(GqaRule {
+        scale: Some(Factor::Key("attention_multiplier", 1.0)),
+        ..GqaRule::PLAIN
+    }),
     moe_layers: MoeLayers::All,
     moe: MoeRule {
         inter: &["intermediate_size"],

@@ -2,31 +2,15 @@
 //! fourth; DeepSeek V3's router under Mixtral's names.
 //! Source: transformers 5.23.0 `models/kimi_linear`, which saves the dense layer under the experts' name.
 
-use super::Dim::{
-    DeltaHead, DeltaHeads, DeltaKernel, DeltaValues, Experts, Hidden, Kv, One, Q, SharedInter, Values,
-};
-use super::common::{DENSE, LLAMA, MLA, SPARSE_ROUTER, W1_W3_W2, rule};
+use super::Dim::{DeltaHeads, Experts, Hidden, One, SharedInter};
+use super::common::{DENSE, KDA, KDA_LOW_RANK, LLAMA, MLA, SPARSE_ROUTER, W1_W3_W2, rule};
 use super::{
     AttentionRule, DeltaRule, Factor, Family, Fixed, MlaRule, MoeLayers, MoeRule, NormRule, RouterRule, Rule,
     SharedRule, Switch, qwen3_moe,
 };
 use crate::spec::{DeltaProjections, Role};
 
-const LINEAR: &[Rule] = &[
-    rule(Role::K, "self_attn.k_proj.weight", &[Kv, Hidden]),
-    rule(Role::V, "self_attn.v_proj.weight", &[Values, Hidden]),
-    rule(Role::DeltaConvQ, "self_attn.q_conv1d.weight", &[Q, One, DeltaKernel]),
-    rule(Role::DeltaConvK, "self_attn.k_conv1d.weight", &[Kv, One, DeltaKernel]),
-    rule(Role::DeltaConvV, "self_attn.v_conv1d.weight", &[Values, One, DeltaKernel]),
-    rule(Role::DeltaB, "self_attn.b_proj.weight", &[DeltaHeads, Hidden]),
-    rule(Role::DeltaDecayA, "self_attn.f_a_proj.weight", &[DeltaHead, Hidden]),
-    rule(Role::DeltaDecayB, "self_attn.f_b_proj.weight", &[DeltaValues, DeltaHead]),
-    rule(Role::DeltaGateA, "self_attn.g_a_proj.weight", &[DeltaHead, Hidden]),
-    rule(Role::DeltaGateB, "self_attn.g_b_proj.weight", &[DeltaValues, DeltaHead]),
-    rule(Role::DeltaStep, "self_attn.dt_bias", &[DeltaValues]),
-    rule(Role::DeltaDecay, "self_attn.A_log", &[One, One, DeltaHeads, One]),
-    rule(Role::DeltaNorm, "self_attn.o_norm.weight", &[DeltaHead]),
-];
+const DECAY: &[Rule] = &[rule(Role::DeltaDecay, "self_attn.A_log", &[One, One, DeltaHeads, One])];
 
 const MOE: &[Rule] = &[
     rule(Role::RouterCorrection, "block_sparse_moe.gate.e_score_correction_bias", &[Experts]),
@@ -47,7 +31,7 @@ pub const FAMILY: Family = Family {
     norm: NormRule::Rms(1e-5),
     attention: AttentionRule::HybridMla(
         MlaRule { nope: true, ..MlaRule::PLAIN },
-        DeltaRule { projections: DeltaProjections::LowRank },
+        DeltaRule::plain(DeltaProjections::LowRank),
     ),
     moe_layers: MoeLayers::From("first_k_dense_replace", 1),
     moe: MoeRule {
@@ -65,7 +49,7 @@ pub const FAMILY: Family = Family {
         (".block_sparse_moe.up_proj.", ".mlp.up_proj."),
         (".block_sparse_moe.down_proj.", ".mlp.down_proj."),
     ],
-    rules: &[LLAMA, MLA, LINEAR, DENSE, SPARSE_ROUTER, MOE],
+    rules: &[LLAMA, MLA, KDA, KDA_LOW_RANK, DECAY, DENSE, SPARSE_ROUTER, MOE],
     experts: &[W1_W3_W2],
     ..qwen3_moe::FAMILY
 };

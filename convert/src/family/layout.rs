@@ -22,8 +22,7 @@ pub struct Piece {
     pub transposed: bool,
     /// All experts' rows along the first axis, not experts along an axis of their own.
     pub flat: bool,
-    /// Some writers store it turned, others not: the shape tells, and a square one is not turned, as transformers has
-    /// it.
+    /// Some writers store it turned, others not: the shape tells, and that of the others in the layer where it is square.
     pub either: bool,
 }
 

@@ -9,6 +9,8 @@ use crate::spec::{Choice, GroupScore, RouteWeights, Score};
 pub enum MoeLayers {
     /// Every layer.
     All,
+    /// Every layer; none where the number of experts is 0.
+    AllUnlessZero,
     /// None: a dense model.
     None,
     /// From the layer that this key says; transformers' default where it is missing.
@@ -17,6 +19,12 @@ pub enum MoeLayers {
     Sparse,
     /// Every `moe_layer_interval`-th from `moe_layer_start_index` to `moe_layer_end_index` (-1: the last).
     Interval,
+    /// Those with a 1 in this list; without it all.
+    Flags(&'static str),
+    /// As `layers_block_type` or `hybrid_override_pattern` says; the others are no MLPs, or a dense one alone.
+    Blocks,
+    /// Each `expert_layer_period`-th from `expert_layer_offset`, with transformers' defaults; none with a single expert.
+    Period(usize, usize),
     /// Those in `moe_layers`; without the list each `interleave_moe_layer_step`-th.
     Listed,
 }
@@ -26,14 +34,24 @@ pub enum MoeLayers {
 pub struct MoeRule {
     /// Keys for the number of experts.
     pub n_experts: Keys,
+    /// Keys for the number of experts that hand their input on; none where they are missing.
+    pub n_zero: Keys,
     /// Keys for the number of experts a token uses.
     pub n_experts_used: Keys,
+    /// The shared expert is an MLP of its own beside the others, with norms before and behind both.
+    pub shared_normed: bool,
     /// Keys for the rows of an expert's gate and up.
     pub inter: Keys,
     /// Nonlinearity.
     pub activation: ActivationRule,
+    /// Shared experts and dense layers have silu without a clamp.
+    pub plain_elsewhere: bool,
+    /// Keys for the width that experts work on, where it is not that of the stream.
+    pub latent: Keys,
     /// Experts have biases.
     pub bias: bool,
+    /// A bias is added to their sum.
+    pub sum_bias: bool,
     /// The router's weight multiplies what goes into an expert.
     pub weighs_input: bool,
     /// Router.
@@ -50,10 +68,15 @@ impl MoeRule {
     /// Qwen3's and many others'.
     pub const PLAIN: MoeRule = MoeRule {
         n_experts: &["num_experts", "num_local_experts", "n_routed_experts"],
+        n_zero: &[],
         n_experts_used: &["num_experts_per_tok"],
+        shared_normed: false,
         inter: &["moe_intermediate_size"],
         activation: ActivationRule::Silu,
+        plain_elsewhere: false,
+        latent: &[],
         bias: false,
+        sum_bias: false,
         weighs_input: false,
         router: RouterRule::SOFTMAX,
         shared: SharedRule::None,
@@ -67,6 +90,8 @@ impl MoeRule {
 pub enum ActivationRule {
     /// silu(gate) · up
     Silu,
+    /// gelu(gate) · up, by tanh
+    GeluTanh,
     /// The same of clamped inputs; `swiglu_limit`, with transformers' default.
     ClampedSilu {
         /// Default of `swiglu_limit`.
@@ -79,6 +104,8 @@ pub enum ActivationRule {
         /// Default of `swiglu_limit`.
         limit: f64,
     },
+    /// max(up, 0)², without a gate.
+    SquaredRelu,
 }
 
 /// Router of a family.
@@ -86,10 +113,16 @@ pub enum ActivationRule {
 pub struct RouterRule {
     /// A bias is added to the logits.
     pub bias: bool,
+    /// Key of the logits' soft cap; none where it is 0 or missing.
+    pub softcap: Keys,
+    /// It norms the stream itself, and weights are multiplied by a factor of each expert.
+    pub own_input: bool,
     /// From logits to scores.
     pub score: ScoreRule,
     /// A correction bias is added to the scores for choosing.
     pub correction: bool,
+    /// Whether it is there.
+    pub correction_if: Switch,
     /// Who is chosen, in layers without a table of tokens.
     pub choice: Choice,
     /// Which layers choose by the token's id.
@@ -114,8 +147,11 @@ impl RouterRule {
     /// Softmax over all experts, the best of them.
     pub const SOFTMAX: RouterRule = RouterRule {
         bias: false,
+        softcap: &[],
+        own_input: false,
         score: ScoreRule::Is(Score::Softmax),
         correction: false,
+        correction_if: Switch::Always,
         choice: Choice::Best,
         hash: HashRule::None,
         groups: None,

@@ -5,15 +5,16 @@
 use super::Dim::{
     DeltaBa, DeltaChannels, DeltaHead, DeltaHeads, DeltaKernel, DeltaQkvz, DeltaValues, Hidden, One,
 };
-use super::common::{DENSE, GQA, LLAMA, PER_EXPERT, QK_NORM_HEAD, ROUTER, one, rule};
+use super::common::{DENSE, GQA, LLAMA, PER_EXPERT, QK_NORM_HEAD, ROUTER, one, rule, two};
 use super::{
-    AttentionRule, DeltaRule, ExpertLayout, Family, GqaRule, Holds, MoeLayers, MoeRule, NormRule, Piece,
-    RouterRule, Rule, SharedRule, Split, Switch, qwen2_moe, qwen3_moe,
+    AttentionRule, DeltaRule, ExpertLayout, Family, GqaRule, MoeLayers, MoeRule, NormRule, RouterRule, Rule,
+    SharedRule, Split, Switch, qwen2_moe, qwen3_moe,
 };
 use crate::rope::RopeRule;
 use crate::spec::{DeltaProjections, Gate, Part, QkNorm, Role};
 
-const LINEAR: &[Rule] = &[
+/// The gated delta rule.
+pub const LINEAR: &[Rule] = &[
     rule(Role::DeltaQkvz, "linear_attn.in_proj_qkvz.weight", &[DeltaQkvz, Hidden]),
     rule(Role::DeltaBa, "linear_attn.in_proj_ba.weight", &[DeltaBa, Hidden]),
     rule(Role::DeltaQkv, "linear_attn.in_proj_qkv.weight", &[DeltaChannels, Hidden]),
@@ -31,18 +32,13 @@ const LINEAR: &[Rule] = &[
 pub const STACKED: ExpertLayout = ExpertLayout {
     name: "stacked, gate before up",
     pieces: &[
-        Piece {
-            name: "mlp.experts.gate_up_proj",
-            holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
-            transposed: false,
-            flat: false,
-            either: false,
-        },
+        two(Part::Gate, Part::Up, Split::Halves, "mlp.experts.gate_up_proj"),
         one(Part::Down, "mlp.experts.down_proj"),
     ],
 };
 
-const FULL: GqaRule =
+/// Gated attention.
+pub const FULL: GqaRule =
     GqaRule { head_dim: Some(256), qk_norm: QkNorm::Head, gate: Some(Gate::InQuery), ..GqaRule::PLAIN };
 
 pub const FAMILY: Family = Family {
@@ -50,7 +46,7 @@ pub const FAMILY: Family = Family {
     class: "Qwen3NextForCausalLM",
     gguf: "qwen3next",
     norm: NormRule::RmsPlusOne(1e-6),
-    attention: AttentionRule::Hybrid(FULL, DeltaRule { projections: DeltaProjections::Grouped }),
+    attention: AttentionRule::Hybrid(FULL, DeltaRule::plain(DeltaProjections::Grouped)),
     rope: RopeRule { partial: 0.25, ..RopeRule::PLAIN },
     moe: MoeRule {
         router: RouterRule { renorm: Switch::Key("norm_topk_prob", true), ..RouterRule::SOFTMAX },
@@ -66,7 +62,7 @@ pub const QWEN3_5: Family = Family {
     model_types: &["qwen3_5_moe", "qwen3_5_moe_text"],
     class: "Qwen3_5MoeForCausalLM",
     gguf: "qwen35moe",
-    attention: AttentionRule::Hybrid(FULL, DeltaRule { projections: DeltaProjections::Separate }),
+    attention: AttentionRule::Hybrid(FULL, DeltaRule::plain(DeltaProjections::Separate)),
     moe_layers: MoeLayers::All,
     moe: MoeRule { router: RouterRule { renorm: Switch::Always, ..RouterRule::SOFTMAX }, ..FAMILY.moe },
     experts: &[STACKED, PER_EXPERT],

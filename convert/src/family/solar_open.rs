@@ -2,14 +2,14 @@
 //! Source: transformers 5.23.0 `models/solar_open`.
 
 use super::common::{CORRECTION, DENSE, GQA, LLAMA, ROUTER, SHARED_EXPERTS};
-use super::{AttentionRule, Family, GqaRule, MoeLayers, glm4_moe};
+use super::{AttentionRule, Family, GqaRule, MoeLayers, Switch, glm4_moe};
 use crate::rope::RopeRule;
 
 pub const FAMILY: Family = Family {
     model_types: &["solar_open"],
     class: "SolarOpenForCausalLM",
     gguf: "solar-open",
-    attention: AttentionRule::Gqa(GqaRule { head_dim: Some(128), ..GqaRule::PLAIN }),
+    attention: AttentionRule::Gqa(GqaRule { head_dim: Some(128), o_bias: Switch::Never, ..GqaRule::PLAIN }),
     rope: RopeRule { theta: 1e6, ..RopeRule::PLAIN },
     moe_layers: MoeLayers::From("first_k_dense_replace", 0),
     rules: &[LLAMA, GQA, DENSE, ROUTER, CORRECTION, SHARED_EXPERTS],

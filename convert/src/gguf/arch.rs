@@ -54,6 +54,11 @@ pub(super) fn name_of(role: Role) -> Option<&'static str> {
     NAMES.iter().find(|(r, _)| *r == role).map(|(_, name)| *name)
 }
 
+/// Where tensors of a role stand among those of their layer.
+pub(super) fn order_of(role: Role) -> usize {
+    NAMES.iter().position(|(r, _)| *r == role).unwrap_or(NAMES.len())
+}
+
 /// The architecture of a model.
 ///
 /// # Errors

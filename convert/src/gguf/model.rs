@@ -121,7 +121,9 @@ fn sources(model: &Model) -> Result<(Vec<Source<'_>>, Vec<String>)> {
         }
     }
     found.sort_by_key(|s| match s.data {
-        Data::Raw(t) | Data::Coded(t) | Data::Decoded(t) => (t.layer.map_or(0, |l| l + 1), t.role as usize),
+        Data::Raw(t) | Data::Coded(t) | Data::Decoded(t) => {
+            (t.layer.map_or(0, |l| l + 1), arch::order_of(t.role))
+        }
         Data::Experts(layer, part, _) => (layer + 1, 1000 + part as usize),
     });
     Ok((found, left_out))

@@ -6,6 +6,7 @@ use moepack_quant::{CodecRef, Planes, codec};
 
 use super::{Model, to_usize};
 use crate::catalog::{LayerExperts, NONE, PieceTensors, piece_dims};
+use crate::checkpoint::SourceTensor;
 use crate::coded::{CodedExpert, CodedPart, Origin};
 use crate::encoding::{Encoded, Encoding, Holding, encoding};
 use crate::family::{Holds, Piece, Split};
@@ -114,9 +115,10 @@ impl Model {
 
     /// A part of a record is one that the model has, in the shape that config.json says.
     fn check_part(&self, moe: &Moe, name: &str, shape: [u64; 2]) -> Result<(Part, usize, usize)> {
-        let part = Part::ALL.into_iter().find(|p| p.name() == name && (moe.bias || p.is_matrix()));
+        let has = |p: &Part| if p.is_matrix() { moe.matrices().contains(p) } else { moe.bias };
+        let part = Part::ALL.into_iter().find(|p| p.name() == name && has(p));
         let part = part.ok_or_else(|| Error::bad_data(format!("the model has no part {name:?}")))?;
-        let (hidden, inter) = (self.spec.hidden, moe.inter);
+        let (hidden, inter) = (moe.width(self.spec.hidden), moe.inter);
         let (rows, cols) = match part {
             Part::Gate | Part::Up => (inter, hidden),
             Part::Down => (hidden, inter),
@@ -143,13 +145,28 @@ impl Model {
         let tensor = tensor.and_then(|&i| self.checkpoint.tensors().get(i as usize));
         let tensor = tensor.ok_or_else(|| Error::bad_data(format!("expert {expert} is not there")))?;
         let n = stacked.then_some(experts.n_experts as u64);
-        let (rows, cols, _) = piece_dims(tensors.piece, self.spec.hidden, moe.inter);
-        let transposed = tensors.piece.is_transposed(rows, cols, &tensor.shape);
+        let (rows, cols, _) = piece_dims(tensors.piece, moe.width(self.spec.hidden), moe.inter);
+        let transposed = self.is_transposed(experts, moe, tensors.piece, tensor);
         let holding = Holding { n, rows, cols, transposed };
         let encoded = Encoded::of(&self.checkpoint, tensor);
         let encoding = encoding(&encoded, holding, self.hints)?;
         let (rows, cols) = (to_usize(rows)?, to_usize(cols)?);
         Ok(Stored { piece: tensors.piece, encoded, encoding, holding, rows, cols })
+    }
+
+    /// Whether a tensor is stored `[in, out]`. A square one that may be either lies as the others of its layer do.
+    fn is_transposed(&self, experts: &LayerExperts, moe: &Moe, piece: &Piece, tensor: &SourceTensor) -> bool {
+        let (rows, cols, _) = piece_dims(piece, moe.width(self.spec.hidden), moe.inter);
+        if !piece.either || rows != cols {
+            return piece.is_transposed(rows, cols, &tensor.shape);
+        }
+        let shows = |other: &PieceTensors| {
+            let (rows, cols, _) = piece_dims(other.piece, moe.width(self.spec.hidden), moe.inter);
+            let tensor = other.tensors.first().and_then(|&i| self.checkpoint.tensors().get(i as usize))?;
+            let is_clear = other.piece.either && rows != cols;
+            is_clear.then(|| other.piece.is_transposed(rows, cols, &tensor.shape))
+        };
+        experts.pieces.iter().find_map(shows).unwrap_or(false)
     }
 
     /// The parts of an expert that one tensor holds.

@@ -20,6 +20,8 @@ use crate::coded::CodedExpert;
 use crate::spec::{Attention, Mlp, Part};
 use crate::testing::{TestCheckpoint, f32s, fixture};
 
+mod outline;
+
 const GATE: &str = "model.layers.1.mlp.experts.2.gate_proj.weight";
 
 #[test]
@@ -232,18 +234,21 @@ fn gpt_oss_blocks_are_the_matrices_of_transformers() {
     assert!(expert.parts[..3].iter().all(|p| p.codec.name() == "mxfp4"));
     let got = expert.decode(Isa::get()).unwrap();
     let row = |m: &[f32], r: usize, cols: usize| m[r * cols..(r + 1) * cols].to_vec();
-    assert_eq!(row(&got.gate, 5, 64)[..8], [0.375, -0.375, 0.5, 0.0, 0.5, -0.125, 0.1875, 0.1875]);
+    assert_eq!(
+        row(got.gate.as_ref().unwrap(), 5, 64)[..8],
+        [0.375, -0.375, 0.5, 0.0, 0.5, -0.125, 0.1875, 0.1875]
+    );
     assert_eq!(
         row(&got.up, 5, 64)[..8],
         [0.1875, -0.0, 0.0625, -0.1875, 0.125, -0.015625, 0.015625, 0.09375]
     );
-    assert_eq!(row(&got.gate, 31, 64)[60..], [-0.0625, 0.09375, -0.0078125, -0.0234375]);
+    assert_eq!(row(got.gate.as_ref().unwrap(), 31, 64)[60..], [-0.0625, 0.09375, -0.0078125, -0.0234375]);
     assert_eq!(
         row(&got.down, 7, 32)[..8],
         [0.09375, -0.0625, -0.0, -0.03125, 0.09375, -0.0625, -0.0, -0.0078125]
     );
     assert_eq!(
-        [&got.gate, &got.up, &got.down].map(|m| magnitude(m)),
+        [got.gate.as_ref().unwrap(), &got.up, &got.down].map(|m| magnitude(m)),
         [187.45703125, 202.8203125, 238.62890625]
     );
     // t[p + "gate_up_proj_bias"][2][0::2], [1::2], t[p + "down_proj_bias"][2]
@@ -273,12 +278,12 @@ fn gpt_oss_as_transformers_saves_it_is_turned() {
     );
     let got = expert.decode(Isa::get()).unwrap();
     let gate = [-0.02615860477089882, 0.04051067680120468, -0.20960687100887299, -0.10052478313446045];
-    assert_eq!(got.gate[5 * 64..5 * 64 + 4], gate);
+    assert_eq!(got.gate.as_ref().unwrap()[5 * 64..5 * 64 + 4], gate);
     let up = [0.1420581042766571, -0.17520715296268463, 0.04366970807313919, -0.061743613332509995];
     assert_eq!(got.up[5 * 64..5 * 64 + 4], up);
     let down = [-0.002971458248794079, -0.140972301363945, 0.04096072539687157, 0.13050276041030884];
     assert_eq!(got.down[7 * 32..7 * 32 + 4], down);
-    let sums = [&got.gate, &got.up, &got.down].map(|m| magnitude(m));
+    let sums = [got.gate.as_ref().unwrap(), &got.up, &got.down].map(|m| magnitude(m));
     for (sum, expected) in sums.into_iter().zip([202.77353637348006, 207.9325781455691, 287.8286417382187]) {
         assert!((sum - expected).abs() < 1e-9, "{sum} {expected}");
     }
@@ -297,11 +302,13 @@ fn every_random_family_opens_and_decodes() {
         }
         for t in model.trunk_tensors().iter().filter(|t| t.role != Role::Carried) {
             match t.role.is_table() {
-                true => assert!(!model.trunk_table(t.layer, t.role).unwrap().is_empty()),
+                true => assert!(!model.trunk_integers(t.layer, t.role).unwrap().is_empty()),
                 false => assert!(!model.trunk(t.layer, t.role).unwrap().data.is_empty()),
             }
         }
-        assert!(model.catalog().left_out.is_empty(), "{}", path.display());
+        // These save what nobody reads.
+        let saves_more = ["minimax", "longcat_flash"].contains(&model.spec().family);
+        assert_eq!(!model.catalog().left_out.is_empty(), saves_more, "{}", path.display());
         n_models += 1;
     }
     assert!(n_models >= 6, "{n_models} models in fixtures/random");
@@ -329,7 +336,8 @@ fn strict_makes_warnings_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = model.write(dir.path());
     assert!(Model::open(&path, &OpenOptions::default()).is_ok());
-    let e = Model::open(&path, &OpenOptions { strict: true }).map(|_| ()).unwrap_err();
+    let e =
+        Model::open(&path, &OpenOptions { strict: true, ..OpenOptions::default() }).map(|_| ()).unwrap_err();
     assert!(e.what().contains("multi-token-prediction"), "{e}");
 }
 

@@ -53,21 +53,30 @@ impl Model {
     /// A trunk tensor of integers, such as the experts of each token id.
     ///
     /// # Errors
-    /// No such tensor; what cannot be read; numbers that are no integers, negative or beyond 32 bits.
+    /// As [`Model::trunk_integers`]; numbers that are negative or beyond 32 bits.
     pub fn trunk_table(&self, layer: Option<usize>, role: Role) -> Result<Vec<u32>> {
+        let one = |(at, n): (usize, i64)| {
+            u32::try_from(n).map_err(|_| Error::bad_data(format!("number {at} is {n}, expected 0 or more")))
+        };
+        let numbers = self.trunk_integers(layer, role)?;
+        let (_, tensor) = self.stored(layer, role)?;
+        let table = numbers.into_iter().enumerate().map(one).collect::<Result<_>>();
+        table.map_err(|e: Error| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
+    }
+
+    /// A trunk tensor of integers of any size.
+    ///
+    /// # Errors
+    /// No such tensor; what cannot be read; numbers that are no integers.
+    pub fn trunk_integers(&self, layer: Option<usize>, role: Role) -> Result<Vec<i64>> {
         let (_, tensor) = self.stored(layer, role)?;
         let inner = || {
             let bytes = self.checkpoint.bytes(tensor)?;
-            let numbers: Vec<i64> = match tensor.dtype {
-                Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-                Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
-                other => return Err(not_integers(other)),
-            };
-            let one = |(at, &n): (usize, &i64)| {
-                u32::try_from(n)
-                    .map_err(|_| Error::bad_data(format!("number {at} is {n}, expected 0 or more")))
-            };
-            numbers.iter().enumerate().map(one).collect()
+            match tensor.dtype {
+                Dtype::I64 => Ok(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
+                Dtype::I32 => Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()),
+                other => Err(not_integers(other)),
+            }
         };
         inner().map_err(|e: Error| e.in_file(self.checkpoint.path_of(tensor)).in_tensor(&*tensor.name))
     }

@@ -35,6 +35,15 @@ impl<'a> Source<'a> {
         self.section.is_some_and(|s| s.is_part(label))
     }
 
+    /// Whether all dimensions of a head make pairs, of which only a share rotates.
+    ///
+    /// # Errors
+    /// `BadData` for a type that is no string.
+    pub fn is_proportional(&self) -> Result<bool> {
+        let kind = self.section.map(|s| s.string_opt(&["rope_type", "type"])).transpose()?.flatten();
+        Ok(kind == Some("proportional"))
+    }
+
     /// Share of a head's dimensions that rotate, where config.json says it.
     ///
     /// # Errors
@@ -56,14 +65,15 @@ impl<'a> Source<'a> {
     /// # Errors
     /// `BadData` for a number that is not even, or beyond the head.
     pub fn rotary_dim(&self, rule: RopeRule, dim_key: &'static str, head_dim: usize) -> Result<usize> {
-        let given = self.config.uint_opt(&[dim_key], 1, head_dim)?;
         let of = |share: f64| (head_dim as f64 * share) as usize;
-        let dim = self.partial()?.map(of).or(given).unwrap_or(of(rule.partial));
-        if dim.is_multiple_of(2) {
+        let dim = match self.partial()? {
+            Some(share) => of(share),
+            None => self.config.uint_opt(&[dim_key], 1, head_dim)?.unwrap_or(of(rule.partial)),
+        };
+        // transformers makes a pair of the last dimension and the one behind it.
+        if dim.next_multiple_of(2) <= head_dim {
             return Ok(dim);
         }
-        Err(self
-            .config
-            .error(format!("{dim} dimensions rotate, expected an even number: they do so in pairs")))
+        Err(self.config.error(format!("{dim} of {head_dim} dimensions rotate, expected pairs of them")))
     }
 }

@@ -1,5 +1,7 @@
 //! Attention kinds.
 
+use super::recurrent::{Lightning, ShortConv, StateSpace};
+
 /// Attention kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attention {
@@ -11,6 +13,16 @@ pub enum Attention {
     Compressed(Compressed),
     /// Linear attention: a state that each token changes by the gated delta rule.
     Delta(Delta),
+    /// Attention whose queries and outputs come from experts.
+    Routed(RoutedAttention),
+    /// A selective state space.
+    StateSpace(StateSpace),
+    /// A short convolution between gates.
+    ShortConv(ShortConv),
+    /// Linear attention whose state decays at a fixed rate.
+    Lightning(Lightning),
+    /// None: the layer is an MLP alone.
+    None,
     /// Not described: its tensors are carried, and no forward pass runs through it.
     Carried,
 }
@@ -28,6 +40,10 @@ pub struct Gqa {
     pub v_dim: usize,
     /// Queries, keys and values come from one matrix, in this order.
     pub fused: bool,
+    /// Values are the keys before their norm and position.
+    pub k_is_v: bool,
+    /// Values have a norm of each head, without weights.
+    pub v_norm: bool,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
     /// This norm comes after RoPE, not before.
@@ -52,6 +68,60 @@ pub struct Gqa {
     pub v_scale: f32,
     /// A gate on what the heads give.
     pub gate: Option<Gate>,
+    /// From the gate's logits to factors.
+    pub gate_by: GateBy,
+    /// Queries see only some blocks of keys.
+    pub blocks: Option<Blocks>,
+    /// Queries see only some pools of keys.
+    pub pools: Option<Pools>,
+    /// Position encoding.
+    pub rope: Rope,
+}
+
+/// Which pools of consecutive keys a query sees (Qwen4): those of the largest sums over heads of relu(q_h · k), where k is
+/// the mean of the pool's keys, normed and rotated as its first; and those after the last pool that it sees as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pools {
+    /// Heads of the indexer.
+    pub n_heads: usize,
+    /// Dimensions of its queries and keys, the rotary ones first.
+    pub head_dim: usize,
+    /// Keys of a pool.
+    pub size: usize,
+    /// Pools that a query sees.
+    pub n_used: usize,
+}
+
+/// Which blocks of keys a query sees (MiniMax-M3): those of the largest products of an indexer's query with one of their
+/// keys, and the last ones before the query. Each of the indexer's heads chooses for equally many consecutive heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Heads of the indexer; divides the query heads.
+    pub n_heads: usize,
+    /// Dimensions of its queries and its one key, the rotary ones first.
+    pub head_dim: usize,
+    /// Keys of a block.
+    pub size: usize,
+    /// Blocks that a query sees.
+    pub n_used: usize,
+    /// So many of them are the query's own and those before it.
+    pub n_local: usize,
+}
+
+/// A mixture of attention heads (Zhang et al. 2022, arXiv 2210.05144; JetMoE, arXiv 2404.07413): each expert a token uses
+/// projects queries, which see the same keys and values, and projects what they find back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutedAttention {
+    /// Experts.
+    pub n_experts: usize,
+    /// Experts a token uses.
+    pub n_used: usize,
+    /// Heads of keys and values, and of an expert's queries.
+    pub n_kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Factor of the logits.
+    pub scale: f32,
     /// Position encoding.
     pub rope: Rope,
 }
@@ -69,13 +139,24 @@ pub enum QkNorm {
     Unweighted,
 }
 
-/// What the heads give is multiplied by the sigmoid of this.
+/// What the heads give is multiplied by a function of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// The second half of each head's part of `q_proj`.
     InQuery,
     /// A matrix of its own, as wide as the heads.
     Own,
+    /// A matrix of its own with one row a head.
+    PerHead,
+}
+
+/// From a gate's logits to factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateBy {
+    /// 1 / (1 + e^−g)
+    Sigmoid,
+    /// ln(1 + e^g)
+    Softplus,
 }
 
 /// Queries are multiplied by `1 + beta · ln(1 + floor((position + shift) / floor))` (Llama 4's attention temperature).
@@ -106,6 +187,8 @@ pub struct Mla {
     pub v_dim: usize,
     /// `eps` of the two latent norms (1e-6 in the reference, whatever the config says).
     pub latent_eps: f32,
+    /// The key-value latent is multiplied by this after its norm.
+    pub kv_gain: f32,
     /// Biases on the down projections and the output.
     pub bias: bool,
     /// Factor of the logits, YaRN's mscale² included.
@@ -114,6 +197,10 @@ pub struct Mla {
     pub temperature: Option<Temperature>,
     /// Which keys a query sees.
     pub choice: KeyChoice,
+    /// A gate on what the heads give: the sigmoid of a matrix of its own.
+    pub gate: Option<Gate>,
+    /// Each head has a learnt logit without a value.
+    pub sinks: bool,
     /// Position encoding of the rope dimensions.
     pub rope: Rope,
 }
@@ -145,6 +232,13 @@ pub struct Indexer {
     pub head_dim: usize,
     /// Keys a query sees.
     pub n_used: usize,
+    /// Added to the variance in the norm of keys.
+    pub key_eps: f32,
+    /// Keys are chosen in pools of so many, each by one key that a softmax over its gates makes of theirs; the last pool of
+    /// a query, which is not complete, is always seen.
+    pub pool: Option<usize>,
+    /// The last dimensions of a head rotate, not the first.
+    pub rotates_last: bool,
     /// Position encoding of queries and keys.
     pub rope: Rope,
 }
@@ -207,6 +301,10 @@ pub struct Delta {
     pub kernel: usize,
     /// How a token's input becomes queries, keys, values, gates, betas and decays.
     pub projections: DeltaProjections,
+    /// What the heads give is multiplied by the sigmoid of the gates, not by their silu.
+    pub sigmoid_gate: bool,
+    /// Decays are exp(bound · sigmoid(exp(A) · a)), not exp(−exp(A) · softplus(a)).
+    pub decay_bound: Option<f32>,
 }
 
 /// How a token's input becomes what the gated delta rule takes.
@@ -219,6 +317,15 @@ pub enum DeltaProjections {
     /// Queries, keys and values of their own, gates and decays through a rank of one head (Kimi's delta attention): one
     /// decay a channel of the keys; gates through the sigmoid.
     LowRank,
+    /// The same with gates and decays through one matrix each.
+    FullRank,
+}
+
+impl DeltaProjections {
+    /// Queries, keys and values have matrices and convolutions of their own, keys a decay for each channel.
+    pub fn is_kimi(self) -> bool {
+        matches!(self, DeltaProjections::LowRank | DeltaProjections::FullRank)
+    }
 }
 
 impl Delta {

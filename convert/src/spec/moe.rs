@@ -1,5 +1,7 @@
 //! MLPs, routed experts and routers.
 
+use super::role::Part;
+
 /// The MLP of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mlp {
@@ -9,9 +11,24 @@ pub enum Mlp {
         inter: usize,
         /// Nonlinearity.
         activation: Activation,
+        /// Where gate and up are.
+        gate_up: GateUp,
     },
     /// Routed experts.
     Moe(Moe),
+    /// None: the layer is attention alone.
+    None,
+}
+
+/// Where the gate and up matrices of a dense MLP are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateUp {
+    /// Each on its own.
+    Two,
+    /// In one matrix, gate first.
+    One,
+    /// In one matrix, under the names that other layers of the family have for shared experts.
+    AsShared,
 }
 
 impl Mlp {
@@ -26,14 +43,20 @@ impl Mlp {
 pub struct Moe {
     /// Routed experts.
     pub n_experts: usize,
+    /// Experts beyond those that hand their input on and have no weights; the router knows them.
+    pub n_zero: usize,
     /// Experts a token uses.
     pub n_experts_used: usize,
     /// Rows of an expert's gate and up.
     pub inter: usize,
-    /// Nonlinearity of routed and shared experts.
+    /// Nonlinearity of routed experts.
     pub activation: Activation,
+    /// Routed experts work on a projection of this width, and their sum is projected back.
+    pub latent: Option<usize>,
     /// Experts have biases.
     pub bias: bool,
+    /// A bias is added to their sum.
+    pub sum_bias: bool,
     /// The router's weight multiplies what goes into an expert, not what comes out.
     pub weighs_input: bool,
     /// How experts are chosen and weighted.
@@ -43,14 +66,35 @@ pub struct Moe {
 }
 
 impl Moe {
-    /// Weights of one routed expert in a model of this width: gate, up and down.
+    /// Weights of one routed expert in a model of this width.
     pub fn weights_each(&self, hidden: usize) -> u64 {
-        3 * hidden as u64 * self.inter as u64
+        self.matrices().len() as u64 * self.width(hidden) as u64 * self.inter as u64
+    }
+
+    /// Length of what goes into a routed expert and comes out of it, in a model of this width.
+    pub fn width(&self, hidden: usize) -> usize {
+        self.latent.unwrap_or(hidden)
+    }
+
+    /// Matrices of a routed expert, in the order of a record.
+    pub fn matrices(&self) -> &'static [Part] {
+        if self.activation.is_gated() { &[Part::Gate, Part::Up, Part::Down] } else { &[Part::Up, Part::Down] }
     }
 }
 
+/// Experts on a shortcut (LongCat-Flash technical report, arXiv 2509.01322, section 2.1.2): they take what the first
+/// attention of the layer left; a dense MLP, a second attention like the first and a second dense MLP follow that
+/// attention, and what the experts give is added behind them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shortcut {
+    /// Rows of gate and up of both dense MLPs.
+    pub inter: usize,
+    /// Nonlinearity of both.
+    pub activation: Activation,
+}
+
 /// Shared experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shared {
     /// Rows of gate and up, all shared experts together.
     pub inter: usize,
@@ -58,6 +102,10 @@ pub struct Shared {
     pub gated: bool,
     /// Gate and up are one matrix, gate first.
     pub fused: bool,
+    /// Nonlinearity.
+    pub activation: Activation,
+    /// It is an MLP beside the routed experts, with norms of its own before and behind it; so is their sum normed.
+    pub normed: bool,
     /// How it joins the routed experts.
     pub sum: SharedSum,
 }
@@ -76,6 +124,12 @@ pub enum SharedSum {
 pub struct Router {
     /// The router has a bias, added to the logits.
     pub bias: bool,
+    /// Logits become this · tanh(logit / this).
+    pub softcap: Option<f32>,
+    /// Its input is the stream itself, normed without weights and multiplied by learnt factors over the root of their number.
+    pub own_input: bool,
+    /// Weights are multiplied by a learnt factor of each expert.
+    pub expert_scale: bool,
     /// From logits to scores.
     pub score: Score,
     /// A correction bias is added to the scores for choosing only.
@@ -148,11 +202,13 @@ pub enum RouteWeights {
     Sigmoid,
 }
 
-/// Nonlinearity of a gated MLP.
+/// Nonlinearity of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// silu(gate) · up
     Silu,
+    /// gelu(gate) · up, in the form with tanh: g · sigmoid(√(8/π) · (g + 0.044715 g³))
+    GeluTanh,
     /// silu(min(gate, limit)) · clamp(up, ±limit)
     ClampedSilu {
         /// Clamp of gate (from above) and up (both sides).
@@ -165,4 +221,13 @@ pub enum Activation {
         /// Clamp of gate (from above) and up (both sides).
         limit: f32,
     },
+    /// max(up, 0)²; there is no gate.
+    SquaredRelu,
+}
+
+impl Activation {
+    /// Whether the MLP has a gate.
+    pub fn is_gated(self) -> bool {
+        self != Activation::SquaredRelu
+    }
 }

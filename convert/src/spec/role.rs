@@ -13,12 +13,37 @@ pub enum Role {
     HeadMix,
     HeadMixBase,
     HeadMixScale,
+    /// Norm, gates and weights of streams that pass gates: of the head, and of each sublayer.
+    HeadGateNorm,
+    HeadGateDown,
+    HeadGateUp,
+    AttnGateNorm,
+    AttnGateDown,
+    AttnGateUp,
+    AttnInject,
+    MlpGateNorm,
+    MlpGateDown,
+    MlpGateUp,
+    MlpInject,
+    /// Embeddings of n-grams: parts of the table, tables of integers that config.json determines, and the rest.
+    NgramPart(u16),
+    NgramFactors,
+    NgramSizes,
+    NgramOffsets,
+    NgramKey,
+    NgramValue,
+    NgramKeyNorm,
+    NgramQueryNorm,
+    NgramConvNorm,
+    NgramConv,
     AttnNorm,
     AttnNormBias,
     AttnPostNorm,
     MlpNorm,
     MlpNormBias,
     MlpPostNorm,
+    /// What leaves the layer is multiplied by this number.
+    LayerScale,
     /// Hyper-connections of a sublayer: weights, biases, and factors of pre, post and C.
     AttnMix,
     AttnMixBase,
@@ -60,6 +85,9 @@ pub enum Role {
     CompressBias,
     CompressNorm,
     IndexQ,
+    IndexQNorm,
+    /// Queries of all heads, then the key.
+    IndexQk,
     IndexK,
     IndexKNorm,
     IndexKNormBias,
@@ -88,36 +116,138 @@ pub enum Role {
     DeltaDecay,
     DeltaNorm,
     DeltaOut,
+    /// Routed attention: its router, experts' queries and outputs, keys and values in one.
+    AttnRouter,
+    AttnExpertsIn,
+    AttnExpertsOut,
+    KeysValues,
+    /// State spaces, short convolutions and lightning attention: projections, convolution, norm.
+    MixerIn,
+    MixerInBias,
+    MixerConv,
+    MixerConvBias,
+    MixerNorm,
+    MixerOut,
+    MixerOutBias,
+    /// State spaces: bias of step sizes, decay, what goes past the state; and what a low rank of step sizes takes.
+    StateStep,
+    StateDecay,
+    StateSkip,
+    StateSelect,
+    StateStepUp,
+    StateStepNorm,
+    StateInNorm,
+    StateOutNorm,
     DenseGate,
+    /// Gate and up in one.
+    DenseGateUp,
     DenseUp,
     DenseDown,
+    /// Of a layer whose experts are on a shortcut: its second attention and MLP.
+    SecondAttnNorm,
+    SecondMlpNorm,
+    SecondQA,
+    SecondQABias,
+    SecondQANorm,
+    SecondQB,
+    SecondKvA,
+    SecondKvABias,
+    SecondKvANorm,
+    SecondKvB,
+    SecondO,
+    SecondOBias,
+    SecondDenseGate,
+    SecondDenseUp,
+    SecondDenseDown,
     Router,
     RouterBias,
     RouterCorrection,
+    /// Factors of the router's own input, and of each expert's weight.
+    RouterInput,
+    RouterExpertScale,
     /// Experts of each token id; integers.
     RouterTable,
+    /// Added to the sum of routed experts.
+    ExpertsBias,
+    /// To what routed experts work on, and back.
+    LatentDown,
+    LatentUp,
     SharedGate,
     SharedUp,
     /// Gate and up in one.
     SharedGateUp,
     SharedDown,
     SharedRouter,
+    /// Norms of an MLP beside the routed experts, and of their sum.
+    SharedNorm,
+    SharedPostNorm,
+    RoutedPostNorm,
     /// Kept as it is, no part of the forward pass (MTP layers, vision towers …).
     Carried,
 }
 
+/// What a layer whose experts are on a shortcut has twice.
+const TWICE: &[(Role, Role)] = &[
+    (Role::AttnNorm, Role::SecondAttnNorm),
+    (Role::MlpNorm, Role::SecondMlpNorm),
+    (Role::QA, Role::SecondQA),
+    (Role::QABias, Role::SecondQABias),
+    (Role::QANorm, Role::SecondQANorm),
+    (Role::QB, Role::SecondQB),
+    (Role::KvA, Role::SecondKvA),
+    (Role::KvABias, Role::SecondKvABias),
+    (Role::KvANorm, Role::SecondKvANorm),
+    (Role::KvB, Role::SecondKvB),
+    (Role::O, Role::SecondO),
+    (Role::OBias, Role::SecondOBias),
+    (Role::DenseGate, Role::SecondDenseGate),
+    (Role::DenseUp, Role::SecondDenseUp),
+    (Role::DenseDown, Role::SecondDenseDown),
+];
+
 impl Role {
+    /// The second of what a layer has twice.
+    pub fn second(self) -> Option<Role> {
+        TWICE.iter().find(|(first, _)| *first == self).map(|(_, second)| *second)
+    }
+
+    /// The first, if this is the second.
+    pub fn first(self) -> Option<Role> {
+        TWICE.iter().find(|(_, second)| *second == self).map(|(first, _)| *first)
+    }
+
     /// Whether the tensor holds integers, not weights.
     pub const fn is_table(self) -> bool {
-        matches!(self, Role::RouterTable)
+        matches!(self, Role::RouterTable | Role::NgramFactors | Role::NgramSizes | Role::NgramOffsets)
+    }
+
+    /// The role of one of several tensors that a rule stands for.
+    pub fn of_part(self, part: Option<usize>) -> Role {
+        match (self, part.map(u16::try_from)) {
+            (Role::NgramPart(_), Some(Ok(part))) => Role::NgramPart(part),
+            (role, _) => role,
+        }
     }
 
     /// Whether this tensor stands outside the layers.
     pub const fn is_global(self) -> bool {
-        use Role::{Embed, FinalNorm, FinalNormBias, HeadMix, HeadMixBase, HeadMixScale, LmHead, LmHeadBias};
+        use Role::{
+            Embed, FinalNorm, FinalNormBias, HeadGateDown, HeadGateNorm, HeadGateUp, HeadMix, HeadMixBase,
+            HeadMixScale, LmHead, LmHeadBias,
+        };
         matches!(
             self,
-            Embed | FinalNorm | FinalNormBias | HeadMix | HeadMixBase | HeadMixScale | LmHead | LmHeadBias
+            Embed
+                | FinalNorm
+                | FinalNormBias
+                | HeadGateDown
+                | HeadGateNorm
+                | HeadGateUp
+                | HeadMix
+                | HeadMixBase
+                | HeadMixScale
+                | LmHead
+                | LmHeadBias
         )
     }
 }

@@ -156,6 +156,13 @@ impl Codec for Tcq {
         Ok(Some(Box::new(coder)))
     }
 
+    fn coding_bytes(&self, rows: usize, cols: usize) -> u64 {
+        // Numbers of 16 bits, words of a stream beside the stream, and a segment of floats.
+        let n = (rows as u64).saturating_mul(cols as u64);
+        let segment = (self.rows_at_once(rows) as u64).saturating_mul(cols as u64);
+        n.saturating_mul(2).saturating_add(self.limit(rows, cols)).saturating_add(segment.saturating_mul(4))
+    }
+
     fn rows_at_once(&self, rows: usize) -> usize {
         layout::segments(rows).next().map_or(1, |s| s.len())
     }

@@ -14,7 +14,7 @@ use moepack_verify::drift::SquareSums;
 use rayon::prelude::*;
 
 use super::{Ask, Group, Limit, groups, sizes};
-use crate::recipe::{MATRICES, Recipe, Rule, moe_layers};
+use crate::recipe::{MATRICES, Recipe, Rule};
 
 /// What allocation may choose from, all of which every matrix can hold.
 const CODECS: &[&str] = &[
@@ -136,8 +136,10 @@ fn spelled_out(items: &[Item], chosen: &[usize], ask: &Ask<'_>) -> Recipe {
 type Samples = Vec<(u64, f64)>;
 
 fn items(model: &Model, ask: &Ask<'_>, codecs: &[CodecRef]) -> Result<Vec<Item>> {
-    let layers = moe_layers(model.spec()).into_iter();
-    let places: Vec<_> = layers.flat_map(|l| MATRICES.map(|part| (l, part))).collect();
+    let layers = model.spec().moe_layers();
+    let places =
+        layers.flat_map(|(l, moe)| moe.matrices().iter().map(move |&part| ((l, moe.n_experts), part)));
+    let places: Vec<_> = places.collect();
     let sampled = places
         .par_iter()
         .map(|&((layer, n), part)| Ok(((layer, part), sample(model, codecs, layer, n, part)?)));

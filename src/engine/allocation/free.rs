@@ -241,14 +241,16 @@ impl<'a> Planner<'a> {
     /// Bytes of a record at these rates, at most.
     fn record_of(&self, shapes: &Shapes, bits: [f64; 3]) -> Result<u64> {
         let mut end = 0;
-        for ((rows, cols), bits) in shapes.matrices.into_iter().zip(bits) {
+        for ((rows, cols), bits) in shapes.matrices.into_iter().zip(bits).filter(|((rows, _), _)| *rows > 0) {
             end = record_end(end, &at_rate(self.codec, bits)?.planes(rows, cols)?)?;
         }
         record_end(end, &shapes.kept)
     }
 
     fn recipe(&self, coded: &[Coded]) -> Result<Recipe> {
-        let rules = coded.iter().flat_map(|c| (0..3).map(|i| self.rule(c, i))).collect();
+        let there = |c: &Coded, i: &usize| c.matrices.get(*i).is_some_and(|(rows, _)| *rows > 0);
+        let rules = coded.iter().flat_map(|c| (0..3).filter(|i| there(c, i)).map(|i| self.rule(c, i)));
+        let rules = rules.collect();
         Ok(self.ask.recipe(rules))
     }
 

@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
     }
 
     fn energy(&self, pass: &MoePass<'_>, output: &ExpertOutput) -> Energy {
-        let width = self.model.spec().hidden.max(1);
+        let width = pass.width().max(1);
         let tokens = pass.routing().tokens_of(output.expert).iter().zip(output.rows.chunks_exact(width));
         let mut energy = Energy::default();
         for (token, row) in tokens.filter(|(t, _)| (t.token as usize) < self.sample.tokens.len()) {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{LayerSizes, Sizes};
 use crate::engine::trunk::Trunk;
 use crate::engine::writer::{LayerNote, Pieces, manifest};
-use crate::recipe::{Choices, MATRICES, Recipe};
+use crate::recipe::{Choices, Recipe};
 
 /// What calibration adds to a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,9 +111,10 @@ fn layer_note(
         usage,
         codecs: codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect(),
         error: Some(WIDEST_ERROR),
-        experts: MATRICES
+        experts: layer
+            .parts
             .iter()
-            .map(|part| (part.name().to_owned(), projection(layer.n_experts, with_hessians)))
+            .map(|sizes| (sizes.part.name().to_owned(), projection(layer.n_experts, with_hessians)))
             .collect(),
     };
     Ok(LayerNote { summary, entry })

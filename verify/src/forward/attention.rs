@@ -17,9 +17,13 @@ use rayon::prelude::*;
 use super::compressed::Compressed;
 use super::delta::Delta;
 use super::gqa::Gqa;
+use super::lightning::Lightning;
 use super::mla::Mla;
 use super::residual::Sublayer;
 use super::rope::Table;
+use super::routed_attention::RoutedAttention;
+use super::short_conv::ShortConv;
+use super::state_space::StateSpace;
 use super::{Stream, Weights, no_forward, sized};
 use crate::tokens::Windows;
 
@@ -34,6 +38,12 @@ pub(super) enum Attention {
     Mla(Box<Mla>),
     Compressed(Box<Compressed>),
     Delta(Box<Delta>),
+    Routed(Box<RoutedAttention>),
+    StateSpace(Box<StateSpace>),
+    ShortConv(Box<ShortConv>),
+    Lightning(Box<Lightning>),
+    /// The layer is an MLP alone.
+    None,
 }
 
 /// Rotary tables of a layer.
@@ -71,15 +81,27 @@ impl Attention {
             Kind::Compressed(spec) => {
                 Attention::Compressed(Box::new(Compressed::load(weights, layer, spec)?))
             }
+            Kind::Routed(spec) => Attention::Routed(Box::new(RoutedAttention::load(weights, layer, spec)?)),
+            Kind::StateSpace(spec) => {
+                Attention::StateSpace(Box::new(StateSpace::load(weights, layer, spec)?))
+            }
+            Kind::ShortConv(spec) => Attention::ShortConv(Box::new(ShortConv::load(weights, layer, spec)?)),
+            Kind::Lightning(spec) => Attention::Lightning(Box::new(Lightning::load(weights, layer, spec)?)),
+            Kind::None => Attention::None,
         })
     }
 
     fn tables(&self, positions: usize) -> Tables {
         match self {
             Attention::Gqa(gqa) => Tables::new(gqa.rope(), None, positions),
+            Attention::Routed(routed) => Tables::new(routed.rope(), None, positions),
             Attention::Mla(mla) => Tables::new(mla.rope(), mla.indexer(), positions),
             Attention::Compressed(attention) => Tables::new(attention.rope(), None, positions),
-            Attention::Delta(_) => Tables::new(&Rope::NONE, None, 0),
+            Attention::Delta(_)
+            | Attention::StateSpace(_)
+            | Attention::ShortConv(_)
+            | Attention::Lightning(_)
+            | Attention::None => Tables::new(&Rope::NONE, None, 0),
         }
     }
 
@@ -98,11 +120,23 @@ impl Attention {
             Attention::Mla(mla) => mla.window(isa, tables, x, chosen, scratch),
             Attention::Compressed(attention) => attention.window(isa, &tables.main, x, scratch),
             Attention::Delta(delta) => delta.window(isa, x, scratch),
+            Attention::Routed(routed) => routed.window(isa, tables, x, scratch),
+            Attention::StateSpace(space) => space.window(isa, x, scratch),
+            Attention::ShortConv(conv) => conv.window(isa, x, scratch),
+            Attention::Lightning(lightning) => lightning.window(isa, x, scratch),
+            Attention::None => {
+                let out = sized(&mut scratch.out, x.len());
+                out.fill(0.0);
+                out
+            }
         }
     }
 
     /// The stream after attention, each window on its own from position 0.
     pub(super) fn run_in_place(&self, isa: Isa, around: &Sublayer, windows: &Windows, stream: &mut Stream) {
+        if matches!(self, Attention::None) {
+            return;
+        }
         let tables = self.tables(windows.ctx());
         stream.chosen.resize_with(windows.n_windows(), Chosen::default);
         let parts = parts(windows, around.width(), &mut stream.hidden);
@@ -193,8 +227,9 @@ pub(super) struct Heads<'a> {
     pub(super) window: Option<usize>,
     /// Keys of the query's own chunk of this length only.
     pub(super) chunk: Option<usize>,
-    /// Which keys each query sees, where that is not all of the others.
-    pub(super) chosen: Option<&'a Chosen>,
+    /// Which keys each query sees, where that is not all of the others: for all heads, or each for equally many
+    /// consecutive heads.
+    pub(super) chosen: Option<&'a [Chosen]>,
     /// `[n_heads]`
     pub(super) sinks: Option<&'a [f32]>,
 }
@@ -243,6 +278,7 @@ impl Heads<'_> {
     fn head(&self, isa: Isa, head: usize, q: &[f32], work: &mut Work, out: &mut [f32]) {
         let (len, stride) = (work.keys.n(), self.n_heads * self.k_dim);
         let sink = self.sinks.map(|s| s[head]);
+        let chosen = self.chosen.and_then(|c| c.get(head * c.len() / self.n_heads));
         for from in (0..len).step_by(BLOCK) {
             let to = len.min(from + BLOCK);
             // The earliest key that the block's first query sees, down to where a panel begins.
@@ -255,7 +291,7 @@ impl Heads<'_> {
                 let seen = self.first_key(t) - first..t + 1 - first;
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
-                match self.chosen {
+                match chosen {
                     None => math::softmax(isa, &mut row[seen], sink),
                     Some(chosen) => softmax_of(isa, &mut row[seen], first, chosen.of(t), sink),
                 }
@@ -298,6 +334,17 @@ impl Chosen {
             self.keys.truncate(from + n);
         }
         self.starts.push(self.keys.len());
+    }
+
+    /// Adds the next query: these keys, ascending.
+    pub(super) fn push(&mut self, keys: impl Iterator<Item = u32>) {
+        self.keys.extend(keys);
+        self.starts.push(self.keys.len());
+    }
+
+    /// Queries that have chosen.
+    pub(super) fn n_queries(&self) -> usize {
+        self.starts.len().saturating_sub(1)
     }
 
     /// Of one query.

@@ -91,7 +91,7 @@ impl Compressor {
 }
 
 /// Softmax over rows, channel by channel.
-fn weigh<'a>(isa: Isa, rows: impl Iterator<Item = &'a [f32]>, weights: &mut Vec<f32>) {
+pub(super) fn weigh<'a>(isa: Isa, rows: impl Iterator<Item = &'a [f32]>, weights: &mut Vec<f32>) {
     weights.clear();
     let mut max: Vec<f32> = Vec::new();
     for row in rows {

@@ -3,7 +3,8 @@
 //! ```text
 //! u = silu(causal convolution, channel by channel, of W_qkv x);  q, k, v of each head from u;  q, k to length 1
 //! beta = sigmoid(W_b x),  g = exp(−exp(A) · softplus(W_a x + dt))                of each value head; with Kimi's variant
-//!                                                                                g of each channel of its keys
+//!                                                                                g of each channel of its keys, and
+//!                                                                                bounded: exp(b · sigmoid(exp(A) · …))
 //! S = g S;  S += k ⊗ beta (v − kᵀ S);  o = Sᵀ q / √k_dim                           S is [k_dim, v_dim]
 //! out = W_o (norm(o) · silu(W_z x))
 //! ```
@@ -18,7 +19,7 @@ use rayon::prelude::*;
 use super::attention::{PARALLEL_TOKENS, Scratch};
 use super::linear::Linear;
 use super::norm::Norm;
-use super::router::softplus;
+use super::router::{softplus, vector};
 use super::{Weights, sized, tensor};
 
 /// Added to the squared length of queries and keys, in the reference.
@@ -72,18 +73,21 @@ impl Projections {
         match spec.projections {
             DeltaProjections::Grouped => return Projections::ungroup(weights, layer, spec),
             DeltaProjections::Separate => {}
-            DeltaProjections::LowRank => {
+            DeltaProjections::LowRank | DeltaProjections::FullRank => {
                 let d = spec.v_dim;
-                let chain = |a, b| -> Result<Chain> {
+                let chain = |whole, a, b| -> Result<Chain> {
+                    if spec.projections == DeltaProjections::FullRank {
+                        return Ok(Chain(linear(whole, values)?, None));
+                    }
                     Ok(Chain(linear(a, d)?, Some(Linear::load(weights, l, (b, None), values, d)?)))
                 };
                 let part = |role| tensor(weights, l, role, &[values, hidden]);
                 let qkv = [part(Role::Q)?, part(Role::K)?, part(Role::V)?].concat();
                 return Ok(Projections {
                     qkv: Linear::new(&qkv, None, spec.n_channels(), hidden),
-                    z: chain(Role::DeltaGateA, Role::DeltaGateB)?,
+                    z: chain(Role::AttnGate, Role::DeltaGateA, Role::DeltaGateB)?,
                     b: linear(Role::DeltaB, heads)?,
-                    a: chain(Role::DeltaDecayA, Role::DeltaDecayB)?,
+                    a: chain(Role::DeltaA, Role::DeltaDecayA, Role::DeltaDecayB)?,
                 });
             }
         }
@@ -124,13 +128,12 @@ impl Projections {
 impl Delta {
     pub(super) fn load(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Delta> {
         let (l, hidden, heads) = (Some(layer), weights.spec().hidden, spec.n_v_heads);
-        let low_rank = spec.projections == DeltaProjections::LowRank;
-        let each = if low_rank { spec.k_dim } else { 1 }; // decays of a head
-        let shape: &[usize] = if low_rank { &[1, 1, heads, 1] } else { &[heads] };
-        let decay = tensor(weights, l, Role::DeltaDecay, shape)?;
+        let is_kimi = spec.projections.is_kimi();
+        let each = if is_kimi { spec.k_dim } else { 1 }; // decays of a head
+        let decay = vector(weights, layer, Role::DeltaDecay, heads)?;
         let rates = decay.iter().map(|&a| -libm::exp(f64::from(a)) as f32);
         let norm = tensor(weights, l, Role::DeltaNorm, &[spec.v_dim])?;
-        let o = if low_rank { Role::O } else { Role::DeltaOut };
+        let o = if is_kimi { Role::O } else { Role::DeltaOut };
         Ok(Delta {
             projections: Projections::load(weights, layer, spec)?,
             conv: convolution(weights, layer, spec)?,
@@ -171,7 +174,7 @@ impl Delta {
         self.projections.z.apply(isa, x, z);
         let gated = sized(v, len * n); // silu(z) · o
         gated.copy_from_slice(z);
-        if spec.projections == DeltaProjections::LowRank {
+        if spec.sigmoid_gate {
             math::sigmoid_all(isa, gated);
             gated.iter_mut().zip(&*mixed).for_each(|(g, o)| *g *= o);
         } else {
@@ -222,7 +225,10 @@ impl Delta {
         self.projections.a.apply(isa, x, &mut decays);
         for row in decays.chunks_exact_mut(self.dt.len()) {
             for ((a, dt), decay) in row.iter_mut().zip(&self.dt).zip(&self.decay) {
-                *a = decay * softplus(*a + dt);
+                *a = match self.spec.decay_bound {
+                    None => decay * softplus(*a + dt),
+                    Some(bound) => bound * math::sigmoid(-decay * (*a + dt)),
+                };
             }
         }
         math::exp_all(isa, &mut decays);
@@ -263,7 +269,7 @@ impl Delta {
 /// The kernels of all channels, `[channels, kernel]`.
 fn convolution(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Vec<f32>> {
     let part = |role, n| tensor(weights, Some(layer), role, &[n, 1, spec.kernel]);
-    if spec.projections != DeltaProjections::LowRank {
+    if !spec.projections.is_kimi() {
         return part(Role::DeltaConv, spec.n_channels());
     }
     let (keys, values) = (spec.n_k_heads * spec.k_dim, spec.n_v_heads * spec.v_dim);

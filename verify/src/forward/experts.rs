@@ -1,4 +1,5 @@
-//! A gated MLP: y = down(act(gate x, up x)). Routed experts, shared experts and dense layers are one.
+//! An MLP: y = down(act(gate x, up x)), or y = down(act(up x)) where there is no gate. Routed experts, shared experts and
+//! dense layers are one.
 
 use moepack_convert::spec::{Activation, Role};
 use moepack_convert::tensor::Expert;
@@ -8,10 +9,10 @@ use moepack_quant::{Isa, math};
 use super::linear::Linear;
 use super::{Weights, sized};
 
-/// The weights of a gated MLP, packed.
+/// The weights of an MLP, packed; most have a gate.
 pub struct GatedMlp {
-    /// `[inter, hidden]`
-    gate: Linear,
+    /// `[inter, hidden]`, where the activation takes one
+    gate: Option<Linear>,
     /// `[inter, hidden]`
     up: Linear,
     /// `[hidden, inter]`
@@ -36,7 +37,10 @@ impl GatedMlp {
     ) -> Result<GatedMlp> {
         let (l, hidden) = (Some(layer), weights.spec().hidden);
         Ok(GatedMlp {
-            gate: Linear::load(weights, l, (gate, None), inter, hidden)?,
+            gate: activation
+                .is_gated()
+                .then(|| Linear::load(weights, l, (gate, None), inter, hidden))
+                .transpose()?,
             up: Linear::load(weights, l, (up, None), inter, hidden)?,
             down: Linear::load(weights, l, (down, None), hidden, inter)?,
             activation,
@@ -54,7 +58,7 @@ impl GatedMlp {
         let (l, hidden) = (Some(layer), weights.spec().hidden);
         let (gate, up) = gate_up.split_at(inter * hidden);
         Ok(GatedMlp {
-            gate: Linear::new(gate, None, inter, hidden),
+            gate: Some(Linear::new(gate, None, inter, hidden)),
             up: Linear::new(up, None, inter, hidden),
             down: Linear::load(weights, l, (down, None), hidden, inter)?,
             activation,
@@ -81,8 +85,18 @@ impl GatedMlp {
             }
             Ok(Linear::new(w, bias.clone(), n, k))
         };
+        if expert.gate.is_some() != activation.is_gated() {
+            let (found, expected) = (expert.gate.is_some(), activation.is_gated());
+            let says = |gate| if gate { "a gate" } else { "no gate" };
+            return Err(Error::bad_data(format!(
+                "an expert with {}, expected {}",
+                says(found),
+                says(expected)
+            )));
+        }
+        let gate = |gate: &Vec<f32>| linear("gate_proj", gate, &expert.gate_bias, inter, hidden);
         Ok(GatedMlp {
-            gate: linear("gate_proj", &expert.gate, &expert.gate_bias, inter, hidden)?,
+            gate: expert.gate.as_ref().map(gate).transpose()?,
             up: linear("up_proj", &expert.up, &expert.up_bias, inter, hidden)?,
             down: linear("down_proj", &expert.down, &expert.down_bias, hidden, inter)?,
             activation,
@@ -109,12 +123,15 @@ impl GatedMlp {
 
     fn inner_in<'s>(&self, isa: Isa, x: &[f32], scratch: &'s mut Scratch) -> &'s [f32] {
         let t = x.len() / self.down.n();
-        let gate = sized(&mut scratch.gate, t * self.gate.n()); // [t, inter]
         let up = sized(&mut scratch.up, t * self.up.n()); // [t, inter]
-        self.gate.apply(isa, x, gate);
         self.up.apply(isa, x, up);
+        let gate = sized(&mut scratch.gate, up.len()); // [t, inter]
+        if let Some(linear) = &self.gate {
+            linear.apply(isa, x, gate);
+        }
         match self.activation {
             Activation::Silu => math::silu_mul(isa, gate, up),
+            Activation::GeluTanh => gelu_mul(isa, gate, up),
             Activation::ClampedSilu { limit } => {
                 // Comparisons with NaN are false, so NaN goes through.
                 gate.iter_mut().for_each(|g| *g = if *g > limit { limit } else { *g });
@@ -122,7 +139,37 @@ impl GatedMlp {
                 math::silu_mul(isa, gate, up);
             }
             Activation::ClampedSwish { alpha, limit } => math::clamped_swish(isa, gate, up, alpha, limit),
+            Activation::SquaredRelu => {
+                // Comparisons with NaN are false, so NaN goes through.
+                let square = |u: f32| if u < 0.0 { 0.0 } else { u * u };
+                gate.iter_mut().zip(&*up).for_each(|(a, &u)| *a = square(u));
+            }
         }
         gate
+    }
+}
+
+/// gate = gelu(gate) · up with tanh written as a sigmoid: (1 + tanh z) / 2 = sigmoid(2z).
+fn gelu_mul(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    /// 2 · √(2/π)
+    const SLOPE: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
+    let mut factors: Vec<f32> = gate.iter().map(|&g| SLOPE * (g + 0.044_715 * g * g * g)).collect();
+    math::sigmoid_all(isa, &mut factors);
+    gate.iter_mut().zip(factors).zip(up).for_each(|((g, factor), u)| *g = *g * factor * u);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gelu_is_that_of_tanh() {
+        let mut gate = [-3.0, -0.5, 0.0, 1.0, 4.0];
+        gelu_mul(Isa::get(), &mut gate, &[1.0, 2.0, 1.0, 1.0, 1.0]);
+        // torch.nn.functional.gelu(x, approximate="tanh")
+        let expected = [-0.003_637_36, -0.308_571_6, 0.0, 0.841_192, 3.999_93];
+        for (got, expected) in gate.iter().zip(expected) {
+            assert!((got - expected).abs() < 1e-5, "{got}, but {expected}");
+        }
     }
 }

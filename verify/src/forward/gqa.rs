@@ -1,14 +1,17 @@
 //! Grouped-query attention: query heads share the keys and values of their group.
 
-use moepack_convert::spec::{Gate, Gqa as Spec, QkNorm, Role, Rope, Temperature};
+use moepack_convert::spec::{Gate, GateBy, Gqa as Spec, QkNorm, Role, Rope, Temperature};
 use moepack_format::Result;
 use moepack_quant::gemm::{PackedWeights, Rows};
 use moepack_quant::{Isa, math};
 
 use super::attention::{Heads, Scratch, Tables};
+use super::blocks::Blocks;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::pools::MeanPools;
 use super::rope::Table;
+use super::router::softplus;
 use super::{Weights, sized, tensor};
 
 /// The weights of one layer.
@@ -17,12 +20,16 @@ pub(super) struct Gqa {
     projections: Projections,
     /// `[hidden, n_heads · v_dim]`
     o: Linear,
-    /// `[n_heads · v_dim, hidden]`
+    /// `[n_heads · v_dim, hidden]`, or one row a head.
     gate: Option<Linear>,
     /// Norms of queries and keys, over a head or over all heads.
     qk_norm: Option<(Norm, Norm)>,
     /// `[n_heads]`
     sinks: Option<Vec<f32>>,
+    blocks: Option<Blocks>,
+    pools: Option<MeanPools>,
+    /// Of norms without weights.
+    eps: f32,
 }
 
 /// How queries, keys and values are made.
@@ -31,8 +38,8 @@ struct Projections {
     q: Linear,
     /// `[n_kv_heads · head_dim, hidden]`
     k: Linear,
-    /// `[n_kv_heads · v_dim, hidden]`
-    v: Linear,
+    /// `[n_kv_heads · v_dim, hidden]`; none where values are keys.
+    v: Option<Linear>,
 }
 
 impl Projections {
@@ -45,13 +52,13 @@ impl Projections {
             let (q, kv) = all.split_at(nq * hidden);
             let (k, v) = kv.split_at(nk * hidden);
             let part = |rows, n| Linear::new(rows, None, n, hidden);
-            return Ok(Projections { q: part(q, nq), k: part(k, nk), v: part(v, nv) });
+            return Ok(Projections { q: part(q, nq), k: part(k, nk), v: Some(part(v, nv)) });
         }
         let qkv = |role, bias, n| Linear::load(weights, l, (role, spec.qkv_bias.then_some(bias)), n, hidden);
         Ok(Projections {
             q: qkv(Role::Q, Role::QBias, nq)?,
             k: qkv(Role::K, Role::KBias, nk)?,
-            v: qkv(Role::V, Role::VBias, nv)?,
+            v: if spec.k_is_v { None } else { Some(qkv(Role::V, Role::VBias, nv)?) },
         })
     }
 }
@@ -62,11 +69,15 @@ impl Gqa {
         let n_out = spec.n_heads * spec.v_dim;
         let norm = |role, width| Norm::load_with(weights, l, role, width, None);
         let norms = |q, k| -> Result<_> { Ok(Some((norm(Role::QNorm, q)?, norm(Role::KNorm, k)?))) };
-        let gate = || Linear::load(weights, l, (Role::AttnGate, None), n_out, hidden);
+        let gate = |n| Linear::load(weights, l, (Role::AttnGate, None), n, hidden);
         Ok(Gqa {
             projections: Projections::load(weights, layer, spec)?,
             o: Linear::load(weights, l, (Role::O, spec.o_bias.then_some(Role::OBias)), hidden, n_out)?,
-            gate: (spec.gate == Some(Gate::Own)).then(gate).transpose()?,
+            gate: match spec.gate {
+                Some(Gate::Own) => Some(gate(n_out)?),
+                Some(Gate::PerHead) => Some(gate(spec.n_heads)?),
+                Some(Gate::InQuery) | None => None,
+            },
             qk_norm: match spec.qk_norm {
                 QkNorm::None => None,
                 QkNorm::Head => norms(d, d)?,
@@ -77,6 +88,9 @@ impl Gqa {
                 }
             },
             sinks: if spec.sinks { Some(tensor(weights, l, Role::Sinks, &[spec.n_heads])?) } else { None },
+            pools: spec.pools.map(|p| MeanPools::load(weights, layer, p)).transpose()?,
+            blocks: spec.blocks.map(|b| Blocks::load(weights, layer, b)).transpose()?,
+            eps: weights.spec().norm.eps(),
             spec: spec.clone(),
         })
     }
@@ -99,10 +113,18 @@ impl Gqa {
         let q = sized(q, len * spec.n_heads * d); // [len, n_heads, head_dim]
         let k = sized(k, len * spec.n_kv_heads * d); // [len, n_kv_heads, head_dim]
         let v = sized(v, len * spec.n_kv_heads * spec.v_dim); // [len, n_kv_heads, v_dim]
-        let gates = sized(gates, if spec.gate.is_some() { len * n_out } else { 0 }); // [len, n_heads, v_dim]
+        let n_gates =
+            if spec.gate == Some(Gate::InQuery) { n_out } else { self.gate.as_ref().map_or(0, Linear::n) };
+        let gates = sized(gates, len * n_gates); // [len, n_heads, v_dim or 1]
         self.project(isa, x, [&mut *q, &mut *k, &mut *v, &mut *gates]);
         self.position(isa, tables.of_window(len), q, k);
         let mixed = sized(mixed, len * n_out); // [len, n_heads, v_dim]
+        let table = tables.of_window(len);
+        let chosen = match (&self.blocks, &self.pools) {
+            (Some(blocks), _) => Some(blocks.choose(isa, table, x)),
+            (None, Some(pools)) => Some(vec![pools.choose(isa, table, x)]),
+            (None, None) => None,
+        };
         let shape = Heads {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -110,7 +132,7 @@ impl Gqa {
             v_dim: spec.v_dim,
             window: spec.window,
             chunk: spec.chunk,
-            chosen: None,
+            chosen: chosen.as_deref(),
             sinks: self.sinks.as_deref(),
         };
         let (k, v) = (&*k, &*v);
@@ -121,8 +143,7 @@ impl Gqa {
         };
         shape.mix(isa, q, pack, heads, mixed);
         if spec.gate.is_some() {
-            math::sigmoid_all(isa, gates);
-            mixed.iter_mut().zip(&*gates).for_each(|(v, g)| *v *= g);
+            apply_gates(isa, spec.gate_by, gates, mixed);
         }
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, mixed, out);
@@ -145,7 +166,13 @@ impl Gqa {
             to_q.apply(isa, x, q);
         }
         to_k.apply(isa, x, k);
-        to_v.apply(isa, x, v);
+        match to_v {
+            Some(to_v) => to_v.apply(isa, x, v),
+            None => v.copy_from_slice(k),
+        }
+        if spec.v_norm {
+            Norm::unweighted(spec.v_dim, self.eps).apply_in_place(isa, v);
+        }
         if let Some(gate) = &self.gate {
             gate.apply(isa, x, gates);
         }
@@ -182,6 +209,18 @@ impl Gqa {
             let scale = spec.scale * growth(spec.temperature, t);
             row.iter_mut().for_each(|v| *v *= scale);
         }
+    }
+}
+
+/// Multiplies what heads give by a function of gates: one for each value, or one for equally many consecutive ones.
+pub(super) fn apply_gates(isa: Isa, by: GateBy, gates: &mut [f32], values: &mut [f32]) {
+    match by {
+        GateBy::Sigmoid => math::sigmoid_all(isa, gates),
+        GateBy::Softplus => gates.iter_mut().for_each(|g| *g = softplus(*g)),
+    }
+    let each = values.len() / gates.len().max(1);
+    for (values, g) in values.chunks_exact_mut(each.max(1)).zip(&*gates) {
+        values.iter_mut().for_each(|v| *v *= g);
     }
 }
 

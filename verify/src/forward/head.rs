@@ -5,9 +5,11 @@ use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
+use super::gated::{Gated, GatedRoles};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::residual::{Hyper, collapse};
+use super::router::softcapped;
 use super::{Stream, Weights, sized};
 use crate::tokens::Windows;
 
@@ -19,16 +21,31 @@ const ROWS: std::ops::RangeInclusive<usize> = 24..=96;
 /// Final norm and head.
 pub struct Head {
     isa: Isa,
-    /// Makes one row of hyper-connected streams.
-    hyper: Option<Hyper>,
-    norm: Norm,
+    /// Makes one row of the streams.
+    collapse: Collapse,
+    norm: Option<Norm>,
+    hidden: usize,
     /// `[vocab, hidden]`
     linear: Linear,
     /// Factor of the logits.
     scale: f32,
+    /// What they come near to, but do not exceed.
+    softcap: Option<f32>,
     /// Values of a token before the head.
     width: usize,
 }
+
+/// How the streams of a token become one.
+enum Collapse {
+    /// There is but one.
+    One,
+    Mean,
+    Weighted(Hyper),
+    Gated(Gated),
+}
+
+const GATED: GatedRoles =
+    GatedRoles { gates: [Role::HeadGateNorm, Role::HeadGateDown, Role::HeadGateUp], inject: None };
 
 /// Buffers of one thread, kept from block to block.
 #[derive(Default)]
@@ -47,14 +64,28 @@ impl Head {
         let spec = weights.spec();
         let role = if spec.tied_head { Role::Embed } else { Role::LmHead };
         let mix = [Role::HeadMix, Role::HeadMixBase, Role::HeadMixScale];
-        let hyper = spec.hyper.map(|h| Hyper::load(weights, None, h, mix, h.n_streams));
+        let gated = spec.hyper.map(|h| Gated::load(weights, None, h, &GATED)).transpose()?.flatten();
+        // What passes gates was normed before.
+        let final_norm = gated
+            .is_none()
+            .then(|| Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden));
+        let collapse = match (gated, spec.hyper) {
+            (Some(gated), _) => Collapse::Gated(gated),
+            (None, None) => Collapse::One,
+            (None, Some(hyper)) if hyper.mean_head => Collapse::Mean,
+            (None, Some(hyper)) => {
+                Collapse::Weighted(Hyper::load(weights, None, hyper, mix, hyper.n_streams)?)
+            }
+        };
         let bias = spec.head_bias.then_some(Role::LmHeadBias);
         Ok(Head {
             isa,
-            hyper: hyper.transpose()?,
-            norm: Norm::load(weights, None, (Role::FinalNorm, Role::FinalNormBias), spec.hidden)?,
+            collapse,
+            norm: final_norm.transpose()?.map(|norm| norm.with_eps(spec.final_eps)),
+            hidden: spec.hidden,
             linear: Linear::load(weights, None, (role, bias), spec.vocab, spec.hidden)?,
             scale: spec.logit_scale,
+            softcap: spec.logit_softcap,
             width: spec.width(),
         })
     }
@@ -71,25 +102,37 @@ impl Head {
 
     /// Logits `[n, vocab]` of rows of the stream, `[n, width]`.
     pub fn logits<'s>(&self, rows: &[f32], scratch: &'s mut HeadScratch) -> &'s [f32] {
-        let (n, hidden) = (rows.len() / self.width, self.norm.width());
+        let (n, hidden) = (rows.len() / self.width, self.hidden);
         let HeadScratch { mixes, normed, logits } = scratch;
         let x = sized(normed, n * hidden); // [n, hidden]
-        match &self.hyper {
-            None => self.norm.apply(self.isa, rows, x),
-            Some(hyper) => {
+        match &self.collapse {
+            Collapse::One => x.copy_from_slice(rows),
+            Collapse::Gated(gated) => gated.collapse(self.isa, rows, x),
+            Collapse::Mean => {
+                let pre = vec![(1.0 / (self.width / hidden) as f64) as f32; self.width / hidden];
+                for (row, x) in rows.chunks_exact(self.width).zip(x.chunks_exact_mut(hidden)) {
+                    collapse(self.isa, &pre, row, x);
+                }
+            }
+            Collapse::Weighted(hyper) => {
                 hyper.mixes(self.isa, rows, mixes);
                 let pre = mixes.chunks_exact(self.width / hidden);
                 for ((row, pre), x) in rows.chunks_exact(self.width).zip(pre).zip(x.chunks_exact_mut(hidden))
                 {
                     collapse(self.isa, pre, row, x);
                 }
-                self.norm.apply_in_place(self.isa, x);
             }
+        }
+        if let Some(norm) = &self.norm {
+            norm.apply_in_place(self.isa, x);
         }
         let logits = sized(logits, n * self.vocab()); // [n, vocab]
         self.linear.apply(self.isa, x, logits);
         if self.scale != 1.0 {
             logits.iter_mut().for_each(|v| *v *= self.scale);
+        }
+        if let Some(cap) = self.softcap {
+            logits.iter_mut().for_each(|v| *v = softcapped(*v, cap));
         }
         logits
     }

@@ -1,16 +1,19 @@
 //! Multi-head latent attention: keys and values come from one narrow latent a token, and one rotary key serves all
 //! heads. This is the decompressed form, which says what the model means.
 
-use moepack_convert::spec::{Indexer as IndexerSpec, KeyChoice, Mla as Spec, Role, Rope};
+use std::slice;
+
+use moepack_convert::spec::{Gate, GateBy, Indexer as IndexerSpec, KeyChoice, Mla as Spec, Role, Rope};
 use moepack_format::{Error, Result};
 use moepack_quant::Isa;
 use moepack_quant::gemm::{PackedWeights, Rows};
 
 use super::attention::{Chosen, Heads, Scratch, Tables};
-use super::gqa::growth;
+use super::gqa::{apply_gates, growth};
 use super::indexer::Indexer;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::pools::Pools;
 use super::rope::Table;
 use super::{Weights, sized, tensor};
 
@@ -26,6 +29,10 @@ pub(super) struct Mla {
     kv_b: Linear,
     /// `[hidden, n_heads · v_dim]`
     o: Linear,
+    /// `[n_heads · v_dim, hidden]`, or one row a head.
+    gate: Option<Linear>,
+    /// `[n_heads]`
+    sinks: Option<Vec<f32>>,
     chooser: Option<Chooser>,
 }
 
@@ -36,10 +43,10 @@ struct Chooser {
     keys: Linear,
     /// A layer norm with a bias.
     key_norm: Norm,
+    /// The last dimensions rotate, not the first.
+    rotates_last: bool,
+    pools: Option<Pools>,
 }
-
-/// `eps` of the norm of an indexer's keys, in the reference.
-const KEY_NORM_EPS: f32 = 1e-6;
 
 impl Chooser {
     fn load(
@@ -56,7 +63,9 @@ impl Chooser {
         Ok(Chooser {
             indexer: Indexer::load(weights, layer, spec, q_lora.ok_or_else(no_latent)?)?,
             keys: Linear::load(weights, l, (Role::IndexK, None), d, hidden)?,
-            key_norm: Norm::layer(norm, Some(bias), KEY_NORM_EPS),
+            key_norm: Norm::layer(norm, Some(bias), spec.key_eps),
+            rotates_last: spec.rotates_last,
+            pools: spec.pool.map(|pool| Pools::load(weights, layer, pool, d)).transpose()?,
         })
     }
 
@@ -68,9 +77,16 @@ impl Chooser {
         let mut keys = vec![0.0; len * d]; // [len, head_dim]
         self.keys.apply(isa, x, &mut keys);
         self.key_norm.apply_in_place(isa, &mut keys);
-        q.chunks_exact_mut(n).enumerate().for_each(|(t, row)| table.rotate(t, row, d));
-        keys.chunks_exact_mut(d).enumerate().for_each(|(t, row)| table.rotate(t, row, d));
-        self.indexer.choose(isa, x, &q, &keys, |t| t + 1, chosen);
+        let rotate = if self.rotates_last { Table::rotate_last } else { Table::rotate };
+        q.chunks_exact_mut(n).enumerate().for_each(|(t, row)| rotate(table, t, row, d));
+        keys.chunks_exact_mut(d).enumerate().for_each(|(t, row)| rotate(table, t, row, d));
+        let Some(pools) = &self.pools else {
+            return self.indexer.choose(isa, x, &q, &keys, |t| t + 1, chosen);
+        };
+        let mut of_pools = Chosen::default();
+        let keys = pools.keys(isa, x, &keys);
+        self.indexer.choose(isa, x, &q, &keys, |t| (t + 1) / pools.size, &mut of_pools);
+        pools.tokens(len, &of_pools, chosen);
     }
 }
 
@@ -102,6 +118,12 @@ impl Mla {
             kv_a: biased(Role::KvA, Role::KvABias, spec.kv_lora + spec.rope_dim, hidden)?,
             kv_a_norm: norm(Role::KvANorm, spec.kv_lora)?,
             kv_b: linear(Role::KvB, spec.n_heads * (spec.nope_dim + spec.v_dim), spec.kv_lora)?,
+            gate: match spec.gate {
+                Some(Gate::PerHead) => Some(linear(Role::AttnGate, spec.n_heads, hidden)?),
+                Some(_) => Some(linear(Role::AttnGate, spec.n_heads * spec.v_dim, hidden)?),
+                None => None,
+            },
+            sinks: if spec.sinks { Some(tensor(weights, l, Role::Sinks, &[spec.n_heads])?) } else { None },
             o: biased(Role::O, Role::OBias, hidden, spec.n_heads * spec.v_dim)?,
             chooser: spec
                 .choice
@@ -134,13 +156,15 @@ impl Mla {
         let len = x.len() / self.o.n();
         let table = tables.of_window(len);
         let (n_heads, k_dim, v_dim) = (spec.n_heads, spec.nope_dim + spec.rope_dim, spec.v_dim);
-        let Scratch { q, k, v, latent, heads, mixed, out, .. } = scratch;
+        let Scratch { q, k, v, gates, latent, heads, mixed, out } = scratch;
         let q = sized(q, len * n_heads * k_dim); // [len, n_heads, nope_dim + rope_dim]
         self.queries(isa, table, x, latent, q);
         if let (Some(chooser), Some(table)) = (&self.chooser, &tables.index) {
             chooser.choose(isa, table, x, &latent[..len * spec.q_lora.unwrap_or(0)], chosen);
         }
-        let chosen = if spec.choice == KeyChoice::All { None } else { Some(&*chosen) };
+        // A layer that is run on its own, to see how long it takes, has nobody before it.
+        let sees_all = spec.choice == KeyChoice::All || chosen.n_queries() != len;
+        let chosen = if sees_all { None } else { Some(slice::from_ref(&*chosen)) };
         let rotary = sized(k, len * spec.rope_dim); // [len, rope_dim]
         let kv = sized(v, len * self.kv_b.n()); // [len, n_heads, nope_dim + v_dim]
         self.keys_and_values(isa, table, x, latent, rotary, kv);
@@ -160,9 +184,14 @@ impl Mla {
             window: None,
             chunk: None,
             chosen,
-            sinks: None,
+            sinks: self.sinks.as_deref(),
         };
         shape.mix(isa, q, pack, heads, mixed);
+        if let Some(gate) = &self.gate {
+            let gates = sized(gates, len * gate.n()); // [len, n_heads, v_dim or 1]
+            gate.apply(isa, x, gates);
+            apply_gates(isa, GateBy::Sigmoid, gates, mixed);
+        }
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, mixed, out);
         out
@@ -208,6 +237,9 @@ impl Mla {
         let latent = sized(latent, len * lora); // [len, kv_lora]
         for (t, (from, latent)) in kv_a.chunks_exact(width).zip(latent.chunks_exact_mut(lora)).enumerate() {
             self.kv_a_norm.apply(isa, &from[..lora], latent);
+            if self.spec.kv_gain != 1.0 {
+                latent.iter_mut().for_each(|v| *v *= self.spec.kv_gain);
+            }
             let rotary = &mut rotary[t * self.spec.rope_dim..][..self.spec.rope_dim];
             rotary.copy_from_slice(&from[lora..]);
             table.rotate(t, rotary, self.spec.rope_dim);

@@ -5,7 +5,7 @@
 //! [`ordered`](super::ordered)). Rows are gathered and normed block by block; besides the stream there is one sum of
 //! its size, and the outputs of the experts in work.
 
-use moepack_convert::spec::SharedSum;
+use moepack_convert::spec::{Moe, SharedSum};
 use moepack_format::{Error, Result};
 use moepack_quant::math;
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ use super::{ROWS, Stream, sized};
 
 /// Sees what goes through an expert, a block of tokens at a time, in ascending order of tokens.
 pub trait Observer {
-    /// `x` is `[n, hidden]`, the input of gate and up; `a` is `[n, inter]`, the input of down; `weights` is `[n]`,
+    /// `x` is `[n, width]`, the input of gate and up; `a` is `[n, inter]`, the input of down; `weights` is `[n]`,
     /// what the outputs are multiplied by (1 where the router's weight is already in `x`).
     fn block(&mut self, x: &[f32], a: &[f32], weights: &[f32]);
 }
@@ -30,6 +30,8 @@ pub struct MoePass<'a> {
     stream: &'a Stream,
     /// What each token's row needs to become the MLP's input. `[tokens, n_notes]`
     notes: Vec<f32>,
+    /// What experts work on, where that is a projection. `[tokens, latent]`
+    latents: Option<Vec<f32>>,
     routing: Routing,
 }
 
@@ -37,14 +39,14 @@ pub struct MoePass<'a> {
 pub struct ExpertOutput {
     /// Which expert.
     pub expert: usize,
-    /// One row for each of [`Routing::tokens_of`]. `[n, hidden]`
+    /// One row for each of [`Routing::tokens_of`]. `[n, width]`
     pub rows: Vec<f32>,
 }
 
 /// The weighted sum of the experts so far.
 pub struct RoutedSum<'p> {
     pass: &'p MoePass<'p>,
-    /// `[tokens, hidden]`
+    /// `[tokens, width]`
     sum: Vec<f32>,
     /// One beyond the last expert added.
     next: usize,
@@ -70,19 +72,30 @@ impl<'a> MoePass<'a> {
             around.notes(isa, rows, &mut notes);
             around.inputs(isa, rows, &notes, &mut x);
             let (mut experts, mut weights) = (Vec::new(), Vec::new());
+            let latents = moe.latent.as_ref().map(|(down, _)| {
+                let mut latents = vec![0.0; tokens.len() * down.n()]; // [n, latent]
+                down.apply(isa, &x, &mut latents);
+                latents
+            });
+            moe.router.own_inputs(isa, rows, &mut x);
             moe.router.route(isa, &x, tokens, &mut experts, &mut weights);
-            (notes, experts, weights)
+            (notes, experts, weights, latents)
         };
-        let blocks = stream.hidden.par_chunks(ROWS * stream.width).zip(tokens.par_chunks(ROWS));
+        let blocks = stream.taken().par_chunks(ROWS * stream.width).zip(tokens.par_chunks(ROWS));
         let blocks: Vec<_> = blocks.map(of_block).collect();
         let (mut notes, mut experts, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        for (n, e, w) in blocks {
+        let mut latents = moe.latent.as_ref().map(|_| Vec::new());
+        for (n, e, w, l) in blocks {
             notes.extend(n);
             experts.extend(e);
             weights.extend(w);
+            latents
+                .iter_mut()
+                .for_each(|latents| latents.extend_from_slice(l.as_deref().unwrap_or_default()));
         }
-        let routing = Routing::new(moe.spec.n_experts, moe.spec.n_experts_used, experts, weights);
-        Ok(MoePass { layer, moe, stream, notes, routing })
+        let Moe { n_experts, n_zero, n_experts_used, .. } = moe.spec;
+        let routing = Routing::new([n_experts, n_zero], n_experts_used, experts, weights);
+        Ok(MoePass { layer, moe, stream, notes, latents, routing })
     }
 
     /// The router's choice.
@@ -104,8 +117,8 @@ impl<'a> MoePass<'a> {
             let what = format!("expert {expert}, but the layer has {}", self.routing.n_experts());
             return Err(Error::bad_data(what));
         }
-        let (tokens, width) = (self.routing.tokens_of(expert), self.layer.hidden);
-        let mut rows = vec![0.0; tokens.len() * width]; // [n, hidden]
+        let (tokens, width) = (self.routing.tokens_of(expert), self.width());
+        let mut rows = vec![0.0; tokens.len() * width]; // [n, width]
         let blocks = (tokens.par_chunks(ROWS), rows.par_chunks_mut(ROWS * width));
         match observer {
             None => blocks.into_par_iter().for_each_init(Buffers::default, |buffers, (tokens, out)| {
@@ -131,9 +144,9 @@ impl<'a> MoePass<'a> {
         out: &mut [f32],
         buffers: &'b mut Buffers,
     ) -> (&'b [f32], &'b [f32]) {
-        let x = sized(&mut buffers.x, out.len()); // [n, hidden]
-        for (t, x) in tokens.iter().zip(x.chunks_exact_mut(self.layer.hidden)) {
-            self.input(t.token as usize, x);
+        let x = sized(&mut buffers.x, out.len()); // [n, width]
+        for (t, x) in tokens.iter().zip(x.chunks_exact_mut(self.width())) {
+            self.expert_input(t.token as usize, x);
             if self.moe.spec.weighs_input {
                 x.iter_mut().for_each(|v| *v *= t.weight);
             }
@@ -142,18 +155,23 @@ impl<'a> MoePass<'a> {
         (x, a)
     }
 
-    /// What goes into gate and up of whatever expert gets these tokens, `[tokens.len(), hidden]`; where the router's weight
+    /// What goes into gate and up of whatever expert gets these tokens, `[tokens.len(), width]`; where the router's weight
     /// is applied to the input, without it.
     ///
     /// # Panics
     /// A token beyond the stream's.
     pub fn inputs(&self, tokens: &[u32]) -> Vec<f32> {
-        let width = self.layer.hidden;
+        let width = self.width();
         let mut x = vec![0.0; tokens.len() * width];
         for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(width)) {
-            self.input(token as usize, x);
+            self.expert_input(token as usize, x);
         }
         x
+    }
+
+    /// Length of what goes into an expert and comes out of it.
+    pub fn width(&self) -> usize {
+        self.moe.spec.width(self.layer.hidden)
     }
 
     /// Tokens of the stream.
@@ -161,11 +179,20 @@ impl<'a> MoePass<'a> {
         self.stream.n_tokens()
     }
 
+    /// What a token gives to an expert.
+    fn expert_input(&self, token: usize, out: &mut [f32]) {
+        match &self.latents {
+            Some(latents) => out.copy_from_slice(&latents[token * out.len()..][..out.len()]),
+            None => self.input(token, out),
+        }
+    }
+
     /// What a token gives to the MLP.
     fn input(&self, token: usize, out: &mut [f32]) {
         let around = &self.layer.around_mlp;
         let notes = &self.notes[token * around.n_notes()..][..around.n_notes()];
-        around.input(self.layer.isa, self.stream.row(token), notes, out);
+        let row = &self.stream.taken()[token * self.stream.width..][..self.stream.width];
+        around.input(self.layer.isa, row, notes, out);
     }
 
     /// What an expert's output for a token is multiplied by.
@@ -178,11 +205,20 @@ impl<'a> MoePass<'a> {
     /// # Errors
     /// Experts were not added in ascending order, or one that has tokens was not added.
     pub fn finish(&self, sum: RoutedSum<'_>) -> Result<Delta> {
-        let (rows, due) = (sum.rows?, self.routing.experts.len());
+        let (rows, due) = (sum.rows?, self.routing.counts().iter().sum::<u64>() as usize);
         if rows != due {
             return Err(Error::bad_data(format!("{rows} rows of experts were added, but {due} are routed")));
         }
         let mut sum = sum.sum;
+        self.add_handed_on(&mut sum);
+        if let Some((_, up)) = &self.moe.latent {
+            let mut rows = vec![0.0; self.n_tokens() * self.layer.hidden]; // [tokens, hidden]
+            up.apply(self.layer.isa, &sum, &mut rows);
+            sum = rows;
+        }
+        if let Some(bias) = &self.moe.sum_bias {
+            sum.chunks_exact_mut(bias.len()).for_each(|row| math::add(self.layer.isa, row, bias));
+        }
         if let Some(shared) = &self.moe.shared {
             self.add_shared(shared, &mut sum);
             if self.moe.spec.shared.is_some_and(|s| s.sum == SharedSum::Mean) {
@@ -190,6 +226,15 @@ impl<'a> MoePass<'a> {
             }
         }
         Ok(self.layer.around_mlp.delta(self.layer.isa, sum, &self.notes))
+    }
+
+    /// Adds what experts without weights give, their inputs, to `[tokens, width]`.
+    fn add_handed_on(&self, sum: &mut [f32]) {
+        let (width, mut x) = (self.width(), vec![0.0; self.width()]);
+        for t in self.routing.handed_on() {
+            self.expert_input(t.token as usize, &mut x);
+            math::add_scaled(self.layer.isa, &mut sum[t.token as usize * width..][..width], t.weight, &x);
+        }
     }
 
     /// Adds the shared experts' outputs to `[tokens, hidden]`.
@@ -200,10 +245,17 @@ impl<'a> MoePass<'a> {
             |buffers, (block, sum)| {
                 let x = sized(&mut buffers.x, sum.len()); // [n, hidden]
                 for (i, x) in x.chunks_exact_mut(hidden).enumerate() {
-                    self.input(block * ROWS + i, x);
+                    match &shared.norms {
+                        None => self.input(block * ROWS + i, x),
+                        Some(norms) => norms.before.apply(isa, self.stream.row(block * ROWS + i), x),
+                    }
                 }
                 let out = sized(&mut buffers.out, sum.len()); // [n, hidden]
                 shared.mlp.apply(isa, x, out, &mut buffers.mlp);
+                if let Some(norms) = &shared.norms {
+                    norms.behind.apply_in_place(isa, out);
+                    norms.routed.apply_in_place(isa, sum);
+                }
                 match &shared.gate {
                     None => math::add(isa, sum, out),
                     Some(gate) => {
@@ -222,7 +274,7 @@ impl<'a> MoePass<'a> {
 impl<'p> RoutedSum<'p> {
     /// Nothing added yet.
     pub fn new(pass: &'p MoePass<'_>) -> RoutedSum<'p> {
-        let mut sum = vec![0.0; pass.stream.n_tokens() * pass.layer.hidden];
+        let mut sum = vec![0.0; pass.stream.n_tokens() * pass.width()];
         // Touched in order and by all threads: pages that come row by row come twice, first to be read.
         sum.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
         RoutedSum { pass, sum, next: 0, rows: Ok(0) }
@@ -231,7 +283,7 @@ impl<'p> RoutedSum<'p> {
     /// Adds an expert's rows times the router's weights. Experts come in ascending order: then a token's sum is the
     /// same chain whatever thread computed what.
     pub fn add(&mut self, output: &ExpertOutput) {
-        let width = self.pass.layer.hidden;
+        let width = self.pass.width();
         let tokens = self.pass.routing.tokens_of(output.expert);
         if output.expert < self.next && self.rows.is_ok() {
             let what = format!("expert {} was added after expert {}", output.expert, self.next - 1);

@@ -10,6 +10,7 @@ use super::{Weights, tensor};
 pub(super) const NOTES: usize = 2;
 
 /// A norm with its weights.
+#[derive(Clone, Debug)]
 pub(super) struct Norm {
     /// `[width]`
     weight: Vec<f32>,
@@ -65,6 +66,11 @@ impl Norm {
     /// A layer norm, whatever the model's kind is.
     pub(super) fn layer(weight: Vec<f32>, bias: Option<Vec<f32>>, eps: f32) -> Norm {
         Norm { weight, bias, centred: true, eps }
+    }
+
+    /// The same with another `eps`, if there is one.
+    pub(super) fn with_eps(self, eps: Option<f32>) -> Norm {
+        Norm { eps: eps.unwrap_or(self.eps), ..self }
     }
 
     /// Length of a row.

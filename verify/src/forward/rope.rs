@@ -34,6 +34,9 @@ impl Table {
 
     /// Rotates the first dimensions of each head of one position in place: `heads` is `[n_heads, head_dim]`.
     pub(super) fn rotate(&self, position: usize, heads: &mut [f32], head_dim: usize) {
+        if self.pairs == 0 {
+            return;
+        }
         heads
             .chunks_exact_mut(head_dim)
             .for_each(|head| self.turn(position, &mut head[..2 * self.pairs], 1.0));

@@ -4,8 +4,9 @@ use moepack_convert::spec::{Choice, GroupScore, Groups, Moe, Role, RouteWeights,
 use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 
-use super::Weights;
 use super::linear::Linear;
+use super::norm::Norm;
+use super::{Weights, tensor};
 
 /// The weights of a layer's router.
 pub(super) struct Router {
@@ -18,18 +19,40 @@ pub(super) struct Router {
     correction: Option<Vec<f32>>,
     /// `[vocab, n_used]`, the experts of each token id
     table: Option<Vec<u32>>,
+    /// Norm of its own input.
+    input: Option<Norm>,
+    /// `[n_experts]`, factors of weights.
+    expert_scale: Option<Vec<f32>>,
 }
 
 impl Router {
     pub(super) fn load(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Router> {
-        let (l, hidden, n_experts, spec) = (Some(layer), weights.spec().hidden, moe.n_experts, moe.router);
+        let (l, hidden, spec) = (Some(layer), weights.spec().hidden, moe.router);
+        let n_experts = moe.n_experts + moe.n_zero;
         let roles = (Role::Router, spec.bias.then_some(Role::RouterBias));
         let correction =
             spec.correction.then(|| vector(weights, layer, Role::RouterCorrection, n_experts)).transpose()?;
         let linear = Linear::load(weights, l, roles, n_experts, hidden)?;
         let by_token = spec.choice == Choice::ByToken;
         let table = by_token.then(|| table(weights, layer, moe)).transpose()?;
-        Ok(Router { spec, n_experts, n_used: moe.n_experts_used, linear, correction, table })
+        let expert_scale = || tensor(weights, l, Role::RouterExpertScale, &[n_experts]);
+        Ok(Router {
+            spec,
+            n_experts,
+            n_used: moe.n_experts_used,
+            linear,
+            correction,
+            table,
+            input: spec.own_input.then(|| own_norm(weights, layer)).transpose()?,
+            expert_scale: spec.expert_scale.then(expert_scale).transpose()?,
+        })
+    }
+
+    /// Replaces the MLP's inputs by the router's own, of rows of the stream; both are `[t, hidden]`.
+    pub(super) fn own_inputs(&self, isa: Isa, rows: &[f32], x: &mut [f32]) {
+        if let Some(norm) = &self.input {
+            norm.apply(isa, rows, x);
+        }
     }
 
     /// Chooses for each row of `x`, `[t, hidden]`, whose ids are `tokens`: appends `n_used` experts and their weights,
@@ -45,6 +68,9 @@ impl Router {
         let t = x.len() / self.linear.k();
         let mut logits = vec![0.0; t * self.n_experts]; // [t, n_experts]
         self.linear.apply(isa, x, &mut logits);
+        if let Some(cap) = self.spec.softcap {
+            logits.iter_mut().for_each(|v| *v = softcapped(*v, cap));
+        }
         for (scores, &token) in logits.chunks_exact_mut(self.n_experts).zip(tokens) {
             self.choose(isa, scores, token, experts, weights);
         }
@@ -90,6 +116,9 @@ impl Router {
             weights.iter_mut().for_each(|w| *w /= sum);
         }
         weights.iter_mut().for_each(|w| *w *= self.spec.scale);
+        if let Some(scale) = &self.expert_scale {
+            weights.iter_mut().zip(&experts[from..]).for_each(|(w, &e)| *w *= scale[e as usize]);
+        }
     }
 
     /// 2. Those with the best corrected scores, in the best groups.
@@ -105,14 +134,23 @@ impl Router {
     }
 }
 
-/// A vector of `n` values; ERNIE stores it as a matrix of one row.
-fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
+/// A vector of `n` values; ERNIE stores its corrections as a matrix of one row, Kimi its decays in four dimensions.
+pub(super) fn vector(weights: &dyn Weights, layer: usize, role: Role, n: usize) -> Result<Vec<f32>> {
     let tensor = weights.trunk(Some(layer), role)?;
     if tensor.data.len() == n {
         return Ok(tensor.data);
     }
     let what = format!("{} values for {role:?} of layer {layer}, but the model takes {n}", tensor.data.len());
     Err(Error::bad_data(what))
+}
+
+/// RMS without weights, then factors over the root of their number.
+fn own_norm(weights: &dyn Weights, layer: usize) -> Result<Norm> {
+    let (hidden, eps) = (weights.spec().hidden, weights.spec().norm.eps());
+    let mut factors = tensor(weights, Some(layer), Role::RouterInput, &[hidden])?;
+    let root = (1.0 / (hidden as f64).sqrt()) as f32;
+    factors.iter_mut().for_each(|f| *f *= root);
+    Ok(Norm::rms(factors, eps))
 }
 
 /// The experts of each token id, `[vocab, n_used]`.
@@ -134,6 +172,11 @@ fn table(weights: &dyn Weights, layer: usize, moe: &Moe) -> Result<Vec<u32>> {
             Err(Error::bad_data(what).hint("the table belongs to another model, or the file is damaged"))
         }
     }
+}
+
+/// A value that nears ±cap, but does not go beyond: cap · tanh(x / cap).
+pub(super) fn softcapped(x: f32, cap: f32) -> f32 {
+    libm::tanh(f64::from(x / cap)) as f32 * cap
 }
 
 /// ln(1 + e^x) as transformers has it: x itself above 20, where f32 knows no difference.
@@ -187,7 +230,7 @@ fn leave_best_groups(groups: Groups, keys: &mut [f32]) {
 }
 
 /// Indices of the `k` largest values, largest first, the lower index first where they are equal. NaN comes last.
-fn best(values: &[f32], k: usize) -> Vec<usize> {
+pub(super) fn best(values: &[f32], k: usize) -> Vec<usize> {
     let mut top: Vec<usize> = Vec::with_capacity(k + 1);
     let key = |i: usize| if values[i].is_nan() { f32::NEG_INFINITY } else { values[i] };
     for i in 0..values.len() {
@@ -220,13 +263,23 @@ pub struct Routing {
     pub weights: Vec<f32>,
     /// Tokens by expert, ascending. `[tokens · n_used]`
     assigned: Vec<Assigned>,
-    /// Where each expert's tokens begin, and the end. `[n_experts + 1]`
+    /// Where each expert's tokens begin, and the end. `[n_experts + n_zero + 1]`
     starts: Vec<usize>,
+    /// Experts with weights.
+    n_experts: usize,
 }
 
 impl Routing {
-    /// Sorts the choice by expert; `experts` are all below `n_experts`.
-    pub(super) fn new(n_experts: usize, n_used: usize, experts: Vec<u32>, weights: Vec<f32>) -> Routing {
+    /// Sorts the choice by expert; `experts` are all below the number of those with weights and of those that hand their
+    /// input on together.
+    pub(super) fn new(
+        [n_experts, n_zero]: [usize; 2],
+        n_used: usize,
+        experts: Vec<u32>,
+        weights: Vec<f32>,
+    ) -> Routing {
+        let n_weighty = n_experts;
+        let n_experts = n_experts + n_zero;
         let mut starts = vec![0; n_experts + 1];
         experts.iter().for_each(|&e| starts[e as usize + 1] += 1);
         for e in 0..n_experts {
@@ -238,12 +291,12 @@ impl Routing {
             assigned[next[e as usize]] = Assigned { token: (i / n_used) as u32, weight };
             next[e as usize] += 1;
         }
-        Routing { n_used, experts, weights, assigned, starts }
+        Routing { n_used, experts, weights, assigned, starts, n_experts: n_weighty }
     }
 
-    /// Number of experts there are to choose from.
+    /// Number of experts with weights there are to choose from.
     pub fn n_experts(&self) -> usize {
-        self.starts.len() - 1
+        self.n_experts
     }
 
     /// The tokens that use this expert, ascending.
@@ -251,9 +304,14 @@ impl Routing {
         &self.assigned[self.starts[expert]..self.starts[expert + 1]]
     }
 
+    /// The tokens that use experts that hand their input on, expert by expert.
+    pub(super) fn handed_on(&self) -> &[Assigned] {
+        self.assigned.get(self.starts[self.n_experts]..).unwrap_or_default()
+    }
+
     /// How many tokens use each expert. `[n_experts]`
     pub fn counts(&self) -> Vec<u64> {
-        self.starts.windows(2).map(|w| (w[1] - w[0]) as u64).collect()
+        self.starts.windows(2).take(self.n_experts).map(|w| (w[1] - w[0]) as u64).collect()
     }
 }
 
@@ -271,11 +329,14 @@ mod tests {
 
     fn router(spec: Spec, n_experts: usize, n_used: usize, correction: Option<Vec<f32>>) -> Router {
         let linear = Linear::new(&[], None, n_experts, 0);
-        Router { spec, n_experts, n_used, linear, correction, table: None }
+        Router { spec, n_experts, n_used, linear, correction, table: None, input: None, expert_scale: None }
     }
 
     const PLAIN: Spec = Spec {
         bias: false,
+        softcap: None,
+        own_input: false,
+        expert_scale: false,
         score: Score::Identity,
         correction: false,
         choice: Choice::Best,
@@ -348,7 +409,7 @@ mod tests {
 
     #[test]
     fn tokens_are_listed_by_expert_in_ascending_order() {
-        let routing = Routing::new(4, 2, vec![3, 0, 0, 1, 3, 1], vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
+        let routing = Routing::new([4, 0], 2, vec![3, 0, 0, 1, 3, 1], vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
         let of = |e| routing.tokens_of(e).iter().map(|a| (a.token, a.weight)).collect::<Vec<_>>();
         assert_eq!(of(0), [(0, 0.2), (1, 0.3)]);
         assert_eq!(of(1), [(1, 0.4), (2, 0.6)]);

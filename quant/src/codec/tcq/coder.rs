@@ -196,7 +196,7 @@ impl<'a> Coder<'a> {
 
     /// The class near `table` that codes the levels in the fewest bits, and how many.
     pub(super) fn fit(&self, levels: &[i16], table: i32) -> (i32, f64) {
-        let histogram = Histogram::of(levels, &self.rows, 0..levels.len());
+        let histogram = Histogram::of(self.isa, levels, &self.rows, 0..levels.len());
         let unit = i32::from(self.stored.class_unit);
         // Classes are multiples of the unit from the base, which is even.
         let near = |i: i32| (table.div_euclid(unit) + i) * unit;
@@ -242,12 +242,12 @@ impl<'a> Coder<'a> {
 
     /// Notes what a column became; gives its bits.
     fn note(&mut self, column: usize, choice: Choice, u: f64, levels: &mut [i16]) -> f64 {
-        let (class, mut bits) = self.fit(levels, choice.table);
+        let (mut class, mut bits) = self.fit(levels, choice.table);
         // Zeros cost next to nothing, and so do the columns that are left if they must be zeros too.
         let left = (self.w.cols - self.n_coded) as f64 * self.w.rows as f64 * ZERO_BITS;
         if !self.is_measured() && self.control.spent + bits + left > self.control.budget + self.slack / 4.0 {
             levels.fill(0);
-            bits = self.fit(levels, 0).1;
+            (class, bits) = self.fit(levels, 0);
         }
         self.stored.steps[column] = choice.value;
         // In tables for now; `finish` makes units of it.
@@ -255,7 +255,7 @@ impl<'a> Coder<'a> {
         self.coded[column] = true;
         self.n_coded += 1;
         if self.is_small() {
-            self.tally(column, levels, 1.0);
+            self.tally(column, levels, bits, 1.0);
         }
         self.control.took(u, bits);
         if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS

@@ -72,7 +72,7 @@ impl Coder<'_> {
         let measured = self.bits_so_far();
         let mut ending = Ending { column, choice, own, measured, own_measured: own };
         for _ in 0..RETRIES {
-            if ending.measured <= room {
+            if ending.measured <= room || self.n_left() >= MEASURED_COLUMNS {
                 break;
             }
             while ending.bits() > room && ending.choice.octaves > choice.octaves - TRY * RETRIES as f64 {
@@ -122,10 +122,11 @@ impl Coder<'_> {
         self.w.cols - self.n_coded
     }
 
-    /// Bits of a column of zeros of the commonest class.
+    /// Bits of a column of zeros.
     fn zero_bits(&self) -> f64 {
-        let zeros = Histogram::of(&vec![0; self.w.rows], &self.rows, 0..self.w.rows);
-        zeros.bits(self.isa, self.in_units(&self.coded_classes()).0.into(), &self.rows.distinct)
+        let zeros = Histogram::of(self.isa, &vec![0; self.w.rows], &self.rows, 0..self.w.rows);
+        let class = self.known.as_ref().map_or(0, |known| known.classes.0);
+        zeros.bits(self.isa, class, &self.rows.distinct)
     }
 
     /// Bits of the columns so far and of all side information. A lane leaves a word for every 16 bits that
@@ -140,13 +141,15 @@ impl Coder<'_> {
         8.0 * side as f64 + words + untold
     }
 
-    /// Adds the bits of a column to those of its lane, or takes them away again.
-    pub(super) fn tally(&mut self, column: usize, levels: &[i16], sign: f64) {
+    /// Adds the `bits` of a column to those of its lane, or takes them away again.
+    pub(super) fn tally(&mut self, column: usize, levels: &[i16], bits: f64, sign: f64) {
         let lanes = 1 << self.stored.lanes_log2;
+        let n_segments = segments(self.w.rows).len();
         let class = self.stored.classes[column].into();
         for (i, rows) in segments(self.w.rows).enumerate() {
-            let histogram = Histogram::of(&levels[rows.clone()], &self.rows, rows);
-            let bits = histogram.bits(self.isa, class, &self.rows.distinct);
+            let of_segment = || Histogram::of(self.isa, &levels[rows.clone()], &self.rows, rows.clone());
+            let bits =
+                if n_segments == 1 { bits } else { of_segment().bits(self.isa, class, &self.rows.distinct) };
             self.lane_bits[i * lanes + column % lanes] += sign * bits;
         }
     }
@@ -183,11 +186,11 @@ impl Ending {
         coder.stored.steps[self.column] = self.choice.value;
         let mut levels = std::mem::take(&mut coder.levels);
         let own = &mut levels[self.column * coder.w.rows..][..coder.w.rows];
-        coder.tally(self.column, own, -1.0);
+        coder.tally(self.column, own, self.own, -1.0);
         coder.search(x, self.choice, own);
         let (class, bits) = coder.fit(own, self.choice.table);
         (coder.stored.classes[self.column], self.own) = (class as i8, bits);
-        coder.tally(self.column, own, 1.0);
+        coder.tally(self.column, own, self.own, 1.0);
         coder.levels = levels;
     }
 }

@@ -27,12 +27,14 @@ pub struct Histogram {
 
 impl Histogram {
     /// Of the levels of `rows`, at most 2^24.
-    pub fn of(levels: &[i16], classes: &RowClasses, rows: Range<usize>) -> Histogram {
-        let range = levels.iter().fold((0, 0), |(a, b), &l| (l.min(a), l.max(b)));
+    pub fn of(isa: Isa, levels: &[i16], classes: &RowClasses, rows: Range<usize>) -> Histogram {
+        let range = (least(isa, levels), most(isa, levels));
         let (first, last) = (range.0.max(-LEVEL_MAX), range.1.min(LEVEL_MAX - 1));
         let n_levels = ((last - first) as usize + 1).next_multiple_of(SUMS);
         let n = n_levels * classes.distinct.len();
-        let mut tables = vec![0u32; TABLES_OF_COUNTS * n];
+        // Many small tables would take longer to add up than to fill.
+        let apart = if n * TABLES_OF_COUNTS <= 2 * levels.len() { n } else { 0 };
+        let mut tables = vec![0u32; n + apart * (TABLES_OF_COUNTS - 1)];
         let place =
             |l: i16, class: u8| usize::from(class) * n_levels + (l.clamp(first, last) - first) as usize;
         let (fours, rest) = levels.as_chunks::<TABLES_OF_COUNTS>();
@@ -40,7 +42,7 @@ impl Histogram {
         for (levels, classes) in fours.iter().zip(classes) {
             // Neighbours count in tables of their own: a count need not wait for the one before it.
             for table in 0..TABLES_OF_COUNTS {
-                tables[table * n + place(levels[table], classes[table])] += 1;
+                tables[table * apart + place(levels[table], classes[table])] += 1;
             }
         }
         for (&l, &class) in rest.iter().zip(rest_classes) {
@@ -82,6 +84,19 @@ fn bits_of(q: i32) -> &'static [f32] {
         tables::tables().iter().flat_map(|table| levels.clone().map(move |l| bits(table, l))).collect()
     });
     &all[q.clamp(0, TABLES as i32 - 1) as usize * each..][..each]
+}
+
+per_isa! { fn least(levels: &[i16]) -> i16 = least_body; }
+per_isa! { fn most(levels: &[i16]) -> i16 = most_body; }
+
+#[inline(always)]
+fn least_body(levels: &[i16]) -> i16 {
+    levels.iter().fold(0, |least, &l| least.min(l))
+}
+
+#[inline(always)]
+fn most_body(levels: &[i16]) -> i16 {
+    levels.iter().fold(0, |most, &l| most.max(l))
 }
 
 per_isa! { fn dot(counts: &[f32], bits: &[f32]) -> f32 = dot_body; }

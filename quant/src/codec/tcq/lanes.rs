@@ -75,8 +75,8 @@ fn prepare_body(
 fn nearest_body(samples: &[Samples], subsets: &[[u8; LANES]], levels: &mut [i16], distance: usize) {
     /// Rows turned at a time.
     const ROWS: usize = 32;
+    let mut turned = [[0i16; LANES]; ROWS];
     for (block, (samples, subsets)) in samples.chunks(ROWS).zip(subsets.chunks(ROWS)).enumerate() {
-        let mut turned = [[0i16; LANES]; ROWS];
         for (turned, (samples, subsets)) in turned.iter_mut().zip(samples.iter().zip(subsets)) {
             nearest_block(samples, subsets, turned);
         }
