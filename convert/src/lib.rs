@@ -13,6 +13,7 @@ pub mod describe;
 pub mod dims;
 pub mod encoding;
 pub mod family;
+pub mod gguf;
 pub mod hparams;
 mod json;
 pub mod layout;

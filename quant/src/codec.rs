@@ -14,6 +14,7 @@ use crate::numbers;
 pub mod affine;
 mod columns;
 pub mod fp8_block;
+pub mod ggml;
 pub mod int;
 mod lanes;
 pub mod mxfp4;
@@ -47,6 +48,9 @@ pub const CODECS: &[CodecFamily] = &[
     int::FAMILY,
     affine::FAMILY,
     tcq::FAMILY,
+    ggml::LEGACY,
+    ggml::K_QUANTS,
+    ggml::IQ4,
 ];
 
 /// The codec that `name` says, such as `int4-g64`, `fp8-block` or `mxfp4`.

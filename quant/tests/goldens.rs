@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use moepack_quant::codec::int;
+use moepack_quant::codec::{ggml, int};
+use moepack_quant::minifloat::NAN_BITS;
 use moepack_quant::{Isa, Matrix, bits, codec, numbers};
 use safetensors::SafeTensors;
 
@@ -170,4 +171,30 @@ fn fp8_blocks_decode_as_in_compressed_tensors() {
     let (weight, scale) = (golden.bytes("weight"), golden.bytes("scale_inv"));
     let shape = golden.shape("decoded");
     check_decode("fp8-block-8x50", &[&weight, &scale], shape, &golden.f32s("decoded"), 0);
+}
+
+/// Every type of ours is in the file, and what is no number there is none here.
+#[test]
+fn ggml_blocks_decode_as_in_gguf_py() {
+    let golden = Golden::open("ggml.safetensors");
+    for kind in ggml::kinds::KINDS {
+        let blocks = golden.bytes(&format!("{}.blocks", kind.name));
+        let expected = golden.f32s(&format!("{}.decoded", kind.name));
+        let shape = golden.shape(&format!("{}.decoded", kind.name));
+        let number = |v: &f32| if v.is_nan() { f32::from_bits(NAN_BITS) } else { *v };
+        let expected: Vec<f32> = expected.iter().map(number).collect();
+        check_decode(kind.name, &[&blocks], shape, &expected, 0);
+    }
+}
+
+/// But for minus zero, which ggml reads as zero.
+#[test]
+fn mxfp4_as_ggml_lays_it_out_is_mxfp4() {
+    let golden = Golden::open("ggml.safetensors");
+    let (blocks, scales) = ggml::mxfp4::from_ggml(&golden.bytes("mxfp4.blocks"));
+    let (rows, cols) = golden.shape("mxfp4.decoded");
+    let mut found = vec![f32::NAN; rows * cols];
+    codec("mxfp4").unwrap().decode(Isa::get(), &[&blocks, &scales], rows, cols, 0, &mut found).unwrap();
+    assert_eq!(found, golden.f32s("mxfp4.decoded"));
+    assert_eq!(ggml::mxfp4::to_ggml(&blocks, &scales), golden.bytes("mxfp4.blocks"));
 }

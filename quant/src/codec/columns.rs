@@ -12,10 +12,8 @@ use crate::isa::Isa;
 use crate::numbers;
 
 /// Rounds with scales that are fixed.
-pub(crate) struct StaticColumns<F> {
+pub(crate) struct StaticColumns<F, P> {
     isa: Isa,
-    /// Bits of a code in the first plane.
-    bits: u32,
     rows: usize,
     /// Codes, `[cols, rows]`.
     codes: Vec<u8>,
@@ -24,25 +22,50 @@ pub(crate) struct StaticColumns<F> {
     planes: Planes,
     /// From `(column, wanted)` to codes and what they decode to, each `[rows]`.
     round: F,
+    /// Puts the codes of a row into its part of the first plane.
+    pack: P,
 }
 
-impl<F: Fn(usize, &[f32], &mut [u8], &mut [f32])> StaticColumns<F> {
-    /// Codes `[rows, cols]` numbers with the scales in `planes`, the first of which holds codes of `bits` bits, a row
-    /// being one stream.
-    pub fn new(isa: Isa, bits: u32, rows: usize, cols: usize, planes: Planes, round: F) -> Self {
+/// For codecs whose first plane holds codes of `bits` bits, a row being one stream.
+impl<F: Fn(usize, &[f32], &mut [u8], &mut [f32])> StaticColumns<F, ()> {
+    /// Codes `[rows, cols]` numbers with the scales in `planes`.
+    pub fn of_bits(
+        isa: Isa,
+        bits: u32,
+        rows: usize,
+        cols: usize,
+        planes: Planes,
+        round: F,
+    ) -> StaticColumns<F, impl Fn(&[u8], &mut [u8])> {
+        let pack = move |codes: &[u8], row: &mut [u8]| bits::pack(isa, bits, codes, row);
+        StaticColumns::packed_by(isa, rows, cols, planes, round, pack)
+    }
+}
+
+impl<F, P> StaticColumns<F, P>
+where
+    F: Fn(usize, &[f32], &mut [u8], &mut [f32]),
+    P: Fn(&[u8], &mut [u8]),
+{
+    /// Codes `[rows, cols]` numbers with the scales in `planes`; `pack` replaces the codes of a row of the first one.
+    pub fn packed_by(isa: Isa, rows: usize, cols: usize, planes: Planes, round: F, pack: P) -> Self {
         StaticColumns {
             isa,
-            bits,
             rows,
             codes: vec![0; rows * cols],
             coded: vec![false; cols],
             planes,
             round,
+            pack,
         }
     }
 }
 
-impl<F: Fn(usize, &[f32], &mut [u8], &mut [f32])> ColumnCoder for StaticColumns<F> {
+impl<F, P> ColumnCoder for StaticColumns<F, P>
+where
+    F: Fn(usize, &[f32], &mut [u8], &mut [f32]),
+    P: Fn(&[u8], &mut [u8]),
+{
     fn code(&mut self, column: usize, wanted: &[f32], decoded: &mut [f32]) -> Result<()> {
         let cols = self.coded.len();
         let Some(coded) = self.coded.get_mut(column) else {
@@ -67,16 +90,16 @@ impl<F: Fn(usize, &[f32], &mut [u8], &mut [f32])> ColumnCoder for StaticColumns<
         }
         let cols = self.coded.len();
         if let Some(plane) = self.planes.first_mut() {
-            pack_rows(self.isa, self.bits, &self.codes, self.rows, cols, plane);
+            pack_rows(&self.codes, self.rows, cols, plane, self.pack);
         }
         Ok(self.planes)
     }
 }
 
 /// Turns codes `[cols, rows]` into rows of packed ones, a block of rows at a time.
-fn pack_rows(isa: Isa, bits: u32, codes: &[u8], rows: usize, cols: usize, plane: &mut [u8]) {
+fn pack_rows(codes: &[u8], rows: usize, cols: usize, plane: &mut [u8], pack: impl Fn(&[u8], &mut [u8])) {
     let mut block = vec![0; BLOCK_ROWS * cols];
-    let row_bytes = bits::packed_bytes(bits, cols);
+    let row_bytes = plane.len() / rows;
     for (first, plane) in (0..rows).step_by(BLOCK_ROWS).zip(plane.chunks_mut(BLOCK_ROWS * row_bytes)) {
         let n_rows = BLOCK_ROWS.min(rows - first);
         for (c, column) in codes.chunks_exact(rows).enumerate() {
@@ -85,7 +108,7 @@ fn pack_rows(isa: Isa, bits: u32, codes: &[u8], rows: usize, cols: usize, plane:
             }
         }
         for (row, packed) in block.chunks_exact(cols).zip(plane.chunks_exact_mut(row_bytes)) {
-            bits::pack(isa, bits, row, packed);
+            pack(row, packed);
         }
     }
 }

@@ -216,7 +216,7 @@ impl Codec for Fp8Block {
             let scales = &scales[column / self.block_cols * wanted.len()..][..wanted.len()];
             round_column(isa, scales, wanted, codes, decoded);
         };
-        Ok(Some(Box::new(StaticColumns::new(isa, NUMBER_BITS, w.rows, w.cols, planes, round))))
+        Ok(Some(Box::new(StaticColumns::of_bits(isa, NUMBER_BITS, w.rows, w.cols, planes, round))))
     }
 
     fn decode(

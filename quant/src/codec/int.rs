@@ -203,7 +203,7 @@ impl Codec for Int {
             let (scales, zeros) = (&scales[first..first + rows], &zeros[first..first + rows]);
             round_column(isa, int.bits, scales, zeros, wanted, codes, decoded);
         };
-        Ok(Some(Box::new(StaticColumns::new(isa, self.bits, w.rows, w.cols, planes, round))))
+        Ok(Some(Box::new(StaticColumns::of_bits(isa, self.bits, w.rows, w.cols, planes, round))))
     }
 
     fn decode(

@@ -8,8 +8,19 @@ mod any;
 mod columns;
 
 /// Shapes that every codec takes, and some that only those with ragged groups take.
-const SHAPES: &[(usize, usize)] =
-    &[(1, 32), (3, 64), (17, 96), (5, 416), (130, 160), (2, 1), (3, 33), (7, 200), (129, 131)];
+const SHAPES: &[(usize, usize)] = &[
+    (1, 32),
+    (3, 64),
+    (17, 96),
+    (5, 416),
+    (130, 160),
+    (2, 1),
+    (3, 33),
+    (7, 200),
+    (129, 131),
+    (1, 256),
+    (9, 512),
+];
 
 /// How far a decoded weight may be off, relative to the largest magnitude that can share a scale with it: half a step
 /// between levels, or as much as clipping an outlier may cost where that is more.
@@ -22,6 +33,10 @@ fn relative_bound(codec: &str) -> f32 {
         _ if codec.starts_with("fp8") => 0.07,
         // The rate decides, and the smallest matrices have hardly any.
         _ if codec.starts_with("tcq") => 1.5,
+        "q2_k" | "q3_k" => 0.9,
+        "q4_0" | "q4_1" | "q4_k" | "iq4_nl" | "iq4_xs" => 0.3,
+        "q5_0" | "q5_1" | "q5_k" => 0.15,
+        "q6_k" => 0.1,
         _ if codec.starts_with("int2") || codec.starts_with("affine2") => 0.9,
         _ if codec.starts_with("int3") || codec.starts_with("affine3") => 0.5,
         _ if codec.starts_with("int4") || codec.starts_with("affine4") => 0.3,
@@ -38,10 +53,14 @@ fn absolute_bound(codec: &str, largest: f32) -> f32 {
         "f16" => 3e-8,
         "fp8-block-1x4096-f16" => 3e-8,
         "nvfp4" | "nvfp4-div" => largest * 1e-5 + 1e-37,
-        _ if codec.starts_with("int") => 1e-5,
+        _ if codec.starts_with("int") || is_ggml(codec) => 1e-5,
         _ if codec.starts_with("affine") && !codec.contains("-bf16") && !codec.contains("-f32") => 1e-5,
         _ => 1e-37,
     }
+}
+
+fn is_ggml(codec: &str) -> bool {
+    codec.starts_with('q') || codec.starts_with("iq")
 }
 
 #[test]
@@ -72,7 +91,7 @@ fn names_parse_back_to_themselves() {
 fn no_other_name_is_a_codec() {
     let wrong = "int int7 int4- int4-g16 int4-g064 int4-asym-g64 int04 int+4 INT4 int4-g64-asym-asym int4-g64-x mxfp4- \
                  fp8 fp8-block- fp8-block-0x1 fp8-block-01x1 fp8-block-+1x1 fp8-block-1x fp8-block-9999999x1 \
-                 fp8-block-99999999999999999999x1 fp8-block-bf16-bf16 affine4 affine9-g8 affine4-g08 bf16-g64 bf16\u{a0}";
+                 fp8-block-99999999999999999999x1 fp8-block-bf16-bf16 affine4 affine9-g8 affine4-g08 bf16-g64 Q4_K q4k q7_0 q4_k_m iq4 bf16\u{a0}";
     for name in wrong.split(' ').chain([""]) {
         assert_eq!(codec(name).map(|c| c.name()).unwrap_err().kind(), Kind::Usage, "{name:?}");
     }
@@ -201,10 +220,11 @@ fn rows_decode_as_in_the_whole() {
 fn what_is_no_number_is_refused_with_its_place() {
     for codec in all() {
         for (value, rest) in [(f32::NAN, 1.0), (f32::INFINITY, 0.0), (f32::NEG_INFINITY, f32::NAN)] {
-            let mut data = vec![0.5; 5 * 96];
-            data[3 * 96 + 70] = value;
-            data[4 * 96] = rest;
-            let e = codec.encode(Isa::get(), Matrix { rows: 5, cols: 96, data: &data }, None).unwrap_err();
+            let cols = width(&*codec);
+            let mut data = vec![0.5; 5 * cols];
+            data[3 * cols + 70] = value;
+            data[4 * cols] = rest;
+            let e = codec.encode(Isa::get(), Matrix { rows: 5, cols, data: &data }, None).unwrap_err();
             assert_eq!(e.kind(), Kind::BadData, "{}", codec.name());
             assert!(
                 e.what().contains(&format!("weight {value} at row 3, column 70")),
@@ -219,12 +239,13 @@ fn what_is_no_number_is_refused_with_its_place() {
 fn huge_weights_are_coded_or_refused_by_name_but_never_become_infinite() {
     for codec in all() {
         for value in [1e30, -1e38, 3.4e38] {
-            let mut data = vec![0.5; 96];
+            let cols = width(&*codec);
+            let mut data = vec![0.5; cols];
             data[7] = value;
-            let w = Matrix { rows: 1, cols: 96, data: &data };
+            let w = Matrix { rows: 1, cols, data: &data };
             match codec.encode(Isa::get(), w, None) {
                 Ok(planes) => {
-                    let found = decode_all(Isa::get(), &*codec, &planes, 1, 96)[7];
+                    let found = decode_all(Isa::get(), &*codec, &planes, 1, cols)[7];
                     let bound = value.abs() * relative_bound(&codec.name());
                     assert!((found - value).abs() <= bound, "{}: {value:e} became {found:e}", codec.name());
                 }
@@ -239,38 +260,40 @@ fn huge_weights_are_coded_or_refused_by_name_but_never_become_infinite() {
 
 #[test]
 fn bad_importance_is_refused() {
-    let data = [1.0; 64];
-    let w = Matrix { rows: 1, cols: 64, data: &data };
     for codec in all() {
+        let cols = width(&*codec);
+        let data = vec![1.0; cols];
+        let w = Matrix { rows: 1, cols, data: &data };
         for (i, bad) in [f32::NAN, f32::INFINITY, -1.0].into_iter().enumerate() {
-            let mut weights = [1.0; 64];
+            let mut weights = vec![1.0; cols];
             weights[i] = bad;
             let e = codec.encode(Isa::get(), w, Some(&weights)).unwrap_err();
             assert!(e.what().contains(&format!("of column {i},")), "{e}");
         }
-        assert!(codec.encode(Isa::get(), w, Some(&[1.0; 63])).is_err());
+        assert!(codec.encode(Isa::get(), w, Some(&data[1..])).is_err());
     }
 }
 
 #[test]
 fn planes_that_do_not_fit_are_refused() {
-    let data = [1.0; 192];
-    let w = Matrix { rows: 2, cols: 96, data: &data };
     for codec in all() {
+        let cols = width(&*codec);
+        let data = vec![1.0; 2 * cols];
+        let w = Matrix { rows: 2, cols, data: &data };
         let planes = codec.encode(Isa::get(), w, None).unwrap();
         let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
         let check = |planes: &[&[u8]], first_row, n| {
-            let e = codec.decode(Isa::get(), planes, 2, 96, first_row, &mut vec![0.0; n]).unwrap_err();
+            let e = codec.decode(Isa::get(), planes, 2, cols, first_row, &mut vec![0.0; n]).unwrap_err();
             assert_eq!(e.kind(), Kind::BadData, "{}: {e}", codec.name());
         };
         for i in 0..planes.len() {
             let mut shorter = planes.clone();
             shorter[i] = &shorter[i][1..];
-            check(&shorter, 0, 192);
+            check(&shorter, 0, 2 * cols);
         }
-        check(&planes[1..], 0, 192);
-        check(&[&planes[..], &planes[..1]].concat(), 0, 192);
-        for (first_row, n) in [(0, 288), (1, 192), (3, 0), (usize::MAX, 96), (0, 95)] {
+        check(&planes[1..], 0, 2 * cols);
+        check(&[&planes[..], &planes[..1]].concat(), 0, 2 * cols);
+        for (first_row, n) in [(0, 3 * cols), (1, 2 * cols), (3, 0), (usize::MAX, cols), (0, cols - 1)] {
             check(&planes, first_row, n);
         }
         assert!(codec.planes(0, 96).is_err() && codec.planes(96, 0).is_err());
@@ -323,6 +346,11 @@ fn for_all(check: impl Fn(&str, &dyn Codec, Matrix<'_>)) {
 /// Every codec of every row's examples.
 fn all() -> Vec<CodecRef> {
     CODECS.iter().flat_map(|family| family.examples).map(|name| codec(name).unwrap()).collect()
+}
+
+/// Columns that the codec takes.
+fn width(codec: &dyn Codec) -> usize {
+    if takes(codec, 1, 96) { 96 } else { 256 }
 }
 
 /// Whether a codec holds that shape; if not, the refusal must name an alternative.

@@ -102,7 +102,7 @@ impl Codec for Mxfp4 {
             let scales = &scales[column / GROUP * wanted.len()..][..wanted.len()];
             round_column(isa, scales, wanted, codes, decoded);
         };
-        Ok(Some(Box::new(StaticColumns::new(isa, LEVEL_BITS, w.rows, w.cols, planes, round))))
+        Ok(Some(Box::new(StaticColumns::of_bits(isa, LEVEL_BITS, w.rows, w.cols, planes, round))))
     }
 
     fn decode(
