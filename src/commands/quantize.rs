@@ -34,7 +34,7 @@ pub const COMMAND: Command = Command {
     examples: &[
         "moepack quantize Qwen3-30B-A3B -o Qwen3-30B-A3B.moepack",
         "moepack quantize DeepSeek-V3 -o v3.moepack --codec int4-g64 --calibrate calib.txt --verify eval.txt",
-        "moepack quantize gpt-oss-120b -o gpt-oss.moepack    # released in 4 bits: kept as it is, --codec native",
+        "moepack quantize gpt-oss-120b -o gpt-oss.moepack",
         "moepack quantize Qwen3-30B-A3B -o q.moepack --recipe recipe.toml --max-kld 0.02 --verify eval.txt",
     ],
     args: Arguments::augment_args,
