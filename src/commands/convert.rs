@@ -27,9 +27,9 @@ pub const COMMAND: Command = Command {
     name: "convert",
     about: "Write a checkpoint or bundle for other programs: vLLM, transformers, MLX, or as it was released",
     examples: &[
-        "moepack convert v3.moepack --to compressed-tensors -o v3-int4      # codecs move, nothing is rounded",
+        "moepack convert v3.moepack --to compressed-tensors -o v3-int4",
         "moepack convert qwen3.moepack --to mlx -o qwen3-mlx --base-model Qwen/Qwen3-30B-A3B",
-        "moepack convert v3.moepack --to safetensors -o v3                  # the release again, or BF16",
+        "moepack convert v3.moepack --to safetensors -o v3",
         "moepack convert Qwen3-30B-A3B --to mlx -o qwen3-mlx --requantize int4-g64",
     ],
     args: Arguments::augment_args,
