@@ -79,6 +79,7 @@ pub static FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
     &bailing_hybrid::FAMILY,
     &bailing_moe_v2::FAMILY,
+    &bailing_moe_v2::V1,
     &cohere2_moe::FAMILY,
     &dbrx::FAMILY,
     &deepseek_v2::FAMILY,
