@@ -17,7 +17,9 @@
 //! Rules are read in order and the last one that matches a matrix wins. `*` stands for any characters except a dot, and
 //! `4-17` for the numbers from 4 to 17. A rule that matches nothing is an error, and so is a matrix that no rule matches.
 //! A table `[trunk]` with a `codec`, and `bits` where its rate is free, has the trunk's matrices coded too (`trunk.rs` of the
-//! engine says which); without it the trunk is kept as released. `bits` says the rate of a codec that has no fixed one, all planes counted: `codec = "tcq256"`, `bits = 3.06`.
+//! engine says which); without it the trunk is kept as released.
+//!
+//! `bits` says the rate of a codec that has no fixed one, all planes counted: `codec = "tcq256"`, `bits = 3.06`.
 
 use std::path::Path;
 

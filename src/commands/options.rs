@@ -12,7 +12,7 @@ use moepack_quant::solve::{SOLVERS, solver};
 
 use moepack_verify::tokens::Windows;
 
-use crate::engine::allocation::{Ask, Candidates, Limit, recipe_within, say_shortfall};
+use crate::engine::allocation::{Ask, Candidates, Limit, check_met, recipe_within};
 use crate::engine::coder::Coder;
 use crate::engine::prediction::Plan;
 use crate::engine::sensitivity::{FirstPass, Sensitivity, first_pass};
@@ -263,7 +263,7 @@ impl RecipeArgs {
         let recipe = recipe_within(model, &ask)?;
         // The recipe of the first pass is none that anybody gets.
         if sensitivity.is_some() || given.text.is_none() {
-            say_shortfall(model, &recipe, &ask)?;
+            check_met(model, &recipe, &ask)?;
         }
         Ok(recipe)
     }
@@ -297,13 +297,13 @@ impl RecipeArgs {
 ///
 /// # Errors
 /// An expert whose tensors do not say how it is stored.
-pub fn are_quantized(model: &Model) -> Result<bool> {
+fn are_quantized(model: &Model) -> Result<bool> {
     let mut layers = moe_layers(model.spec()).into_iter().peekable();
     if layers.peek().is_none() {
         return Ok(false);
     }
-    for (layer, _) in layers {
-        for stored in model.expert_parts(layer, 0)?.iter().filter(|s| s.part.is_matrix()) {
+    for (layer, expert) in layers.flat_map(|(layer, n)| (0..n).map(move |e| (layer, e))) {
+        for stored in model.expert_parts(layer, expert)?.iter().filter(|s| s.part.is_matrix()) {
             if stored.codec.bits_per_weight(stored.rows, stored.cols)? >= FLOAT_BITS {
                 return Ok(false);
             }

@@ -86,11 +86,11 @@ pub fn recipe_within(model: &Model, ask: &Ask<'_>) -> Result<Recipe> {
     }
 }
 
-/// Says so where a recipe stays below what was asked for.
+/// Compares a recipe with what was asked for, and says so where it stays below.
 ///
 /// # Errors
 /// A recipe that does not fit the model, or takes more than was asked for: matrices of a few rows take what they take.
-pub fn say_shortfall(model: &Model, recipe: &Recipe, ask: &Ask<'_>) -> Result<()> {
+pub fn check_met(model: &Model, recipe: &Recipe, ask: &Ask<'_>) -> Result<()> {
     let sizes = sizes(model, recipe, ask)?;
     let (asked, met) = match ask.limit {
         Limit::Bits(bits) => (bits, sizes.bits_each()),

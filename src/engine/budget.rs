@@ -190,7 +190,7 @@ fn expert_bytes(spec: &ModelSpec) -> u64 {
 }
 
 /// Residual streams of so many tokens in all, with the sums of experts that are added to them.
-fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
+pub fn stream_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
     let mixes = spec.hyper.map_or(0, |h| 2 * 4 * h.n_mixes());
     let shortcut = if spec.layers.iter().any(|l| l.shortcut.is_some()) { 4 * spec.hidden as u64 } else { 0 };
     n_tokens * (shortcut + 4 * (spec.width() + spec.hidden) as u64 + mixes as u64 + BYTES_A_TOKEN)

@@ -51,7 +51,8 @@ pub struct ExpertWork<'a> {
 pub type LayerDone = (LayerNote, Option<Delta>, Option<PairDelta>);
 
 impl ExpertWork<'_> {
-    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. With `finished`, the bank is there from an earlier run and its experts are read instead of coded.
+    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. With `finished`, the bank is there from an earlier
+    /// run and its experts are read instead of coded.
     ///
     /// # Errors
     /// What cannot be read, coded or written; a requested stop.

@@ -29,6 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::engine::budget::Budget;
 use crate::engine::sensitivity::{FirstPass, sample};
 use crate::engine::sizes::Sizes;
+use crate::engine::trial::timed;
 use crate::memory::peak_rss_bytes;
 use crate::recipe::{Choice, Choices, MATRICES, moe_layers};
 use crate::session::Session;
@@ -178,11 +179,9 @@ fn bits_of(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<O
 fn trial(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<Trial> {
     let (isa, nothing) = (Isa::get(), Trial { layer, part, excess: 0.0, seconds: 0.0, n_weights: 0 });
     let Choice::Codec(codec) = plan.choices.of_part(layer, expert, part)? else { return Ok(nothing) };
-    let Some((cols, rows, w, decoded)) = trial_weights(plan, layer, expert, part)? else {
-        return Ok(nothing);
-    };
-    let rows = (SAMPLE_WEIGHTS / cols.max(1)).clamp(1, rows);
-    let sample = Matrix { rows, cols, data: w.get(..rows * cols).unwrap_or_default() };
+    let Some((cols, w, decoded)) = trial_weights(plan, layer, expert, part)? else { return Ok(nothing) };
+    let rows = w.len() / cols.max(1);
+    let sample = Matrix { rows, cols, data: &w };
     let started = Instant::now();
     let sums = coded(isa, codec, sample)?;
     let n_weights = sample.data.len();
@@ -191,23 +190,24 @@ fn trial(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<Tri
     Ok(Trial { excess: sums.relative() / expected, seconds, n_weights, ..nothing })
 }
 
-/// Columns, rows, weights from the first row on, and the seconds that one took to decode.
-type TrialWeights = (usize, usize, Vec<f32>, f64);
+/// Columns, the rows that are tried, and the seconds that a weight took to decode.
+type TrialWeights = (usize, Vec<f32>, f64);
 
-/// A matrix to try; where no weights are there, normal numbers, of as many rows as are tried.
+/// The first rows of a matrix; where no weights are there, as many normal numbers.
 fn trial_weights(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Result<Option<TrialWeights>> {
+    let rows_tried = |rows: usize, cols: usize| (SAMPLE_WEIGHTS / cols.max(1)).clamp(1, rows.max(1));
     if plan.model.is_names_alone() {
         let parts = plan.model.expert_parts(layer, expert)?;
-        let Some(stored) = parts.iter().find(|p| p.part == part) else { return Ok(None) };
-        let rows = (SAMPLE_WEIGHTS / stored.cols.max(1)).clamp(1, stored.rows);
-        return Ok(Some((stored.cols, stored.rows, normal(rows * stored.cols), 0.0)));
+        let stored = parts.iter().find(|p| p.part == part);
+        return Ok(stored.map(|s| (s.cols, normal(rows_tried(s.rows, s.cols) * s.cols), 0.0)));
     }
     let source = plan.model.expert(layer, expert)?;
     let Some(stored) = source.part(part) else { return Ok(None) };
     let started = Instant::now();
-    let w = stored.decode(Isa::get())?;
+    let mut w = stored.decode(Isa::get())?;
     let decoded = started.elapsed().as_secs_f64() / w.len().max(1) as f64;
-    Ok(Some((stored.cols, stored.rows, w, decoded)))
+    w.truncate(rows_tried(stored.rows, stored.cols) * stored.cols);
+    Ok(Some((stored.cols, w, decoded)))
 }
 
 /// Nearly N(0, 1): sums of four uniform numbers of a linear congruence.
@@ -313,10 +313,4 @@ impl LayerTrial {
             }))
         })
     }
-}
-
-fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
-    let started = Instant::now();
-    let done = work()?;
-    Ok((started.elapsed().as_secs_f64(), done))
 }

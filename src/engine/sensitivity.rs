@@ -29,6 +29,7 @@ use moepack_format::Result;
 use moepack_verify::forward::LayerWeights;
 use moepack_verify::tokens::Windows;
 
+use crate::engine::budget::stream_bytes;
 use crate::engine::coder::Coder;
 use crate::engine::trial::Trial;
 use crate::recipe::{MATRICES, moe_layers};
@@ -47,7 +48,7 @@ const TRIED_LAYERS_MAX: usize = 6;
 /// Bands of layers that are told apart, at most.
 const BANDS_MAX: usize = 16;
 /// Bytes of all streams together, at most; the sample is shorter where streams are wide or many.
-const STREAM_BYTES_MAX: usize = 512 << 20;
+const STREAM_BYTES_MAX: u64 = 512 << 20;
 /// An expert counts as if it had been seen with average energy by so many tokens more.
 const PRIOR_TOKENS: f64 = 8.0;
 
@@ -98,7 +99,7 @@ impl FirstPass {
     /// Bytes of all its streams and their sums, at most.
     pub fn stream_bytes(&self, model: &Model) -> u64 {
         let bands = Bands::new(model, self.sensitivity.is_some());
-        (bands.n_streams() * bands.tokens_max(model) * 8 * model.spec().hidden) as u64
+        stream_bytes(model.spec(), (bands.n_streams() * bands.tokens_max(model)) as u64)
     }
 }
 
@@ -183,9 +184,8 @@ impl Bands {
     }
 
     fn tokens_max(&self, model: &Model) -> usize {
-        // With the sums of experts, each stream is there twice.
-        let bytes_each = 8 * model.spec().hidden.max(1);
-        (STREAM_BYTES_MAX / self.n_streams() / bytes_each).clamp(64, TOKENS_MAX)
+        let token = stream_bytes(model.spec(), self.n_streams() as u64).max(1);
+        usize::try_from(STREAM_BYTES_MAX / token).unwrap_or(TOKENS_MAX).clamp(64, TOKENS_MAX)
     }
 
     /// `klds` are those of gate, up and down of each band; layers of a band share them.

@@ -169,7 +169,11 @@ fn disturbance_of(
     Ok(Disturbance { white: ((lost - shrink * shrink * was) / unit).max(0.0), shrink })
 }
 
-fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+/// What work gives, and the seconds that it took.
+///
+/// # Errors
+/// Those of the work.
+pub fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
     let started = Instant::now();
     let done = work()?;
     Ok((started.elapsed().as_secs_f64(), done))

@@ -133,9 +133,12 @@ impl<'a> Trunk<'a> {
         self.pieces.iter().flat_map(Piece::specs).map(|spec| spec.bytes()).sum()
     }
 
-    /// Bytes that coding the largest matrix takes: in f32, as released and as planes. 0 where none is coded.
+    /// Bytes that coding the largest matrix takes: in f32, as released and as planes, and what the codec holds beside
+    /// them. 0 where none is coded.
     pub fn coding_bytes_max(&self) -> u64 {
-        let bytes = |p: &Piece<'_>| p.coded.as_ref().map(|c| 6 * (c.rows as u64) * (c.cols as u64));
+        let of =
+            |c: &CodedPiece| 6 * (c.rows as u64) * (c.cols as u64) + c.codec.coding_bytes(c.rows, c.cols);
+        let bytes = |p: &Piece<'_>| p.coded.as_ref().map(of);
         self.pieces.iter().filter_map(bytes).max().unwrap_or(0)
     }
 

@@ -39,7 +39,8 @@
 //!   Matrices of fewer than 32 rows, and the smallest of all, may take more than the rate says (`layout::least_bytes`).
 //!   While columns are coded, `rate.rs` chooses their steps so that the bytes are filled: by what a squared error costs in
 //!   each (reverse water-filling), evenly if nothing is said.
-//! - Determinism: the search is in integers (`column.rs`), everything else in f64 of the caller's thread, in one order.
+//! - Determinism: the search is in integers (`column.rs`); sums of squares and of bits are in f32, each in one order for all
+//!   instruction sets, everything else in f64 of the caller's thread.
 //!
 //! **Why rANS and not tANS.** Both reach the entropy within a thousandth of a bit. With rANS a step of 16 lanes is one
 //! gather, and words go to the lanes that need them by one permutation; a tANS decoder reads a different number of bits in each lane.

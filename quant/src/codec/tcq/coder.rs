@@ -25,17 +25,16 @@ const SLACK_SHARE: f64 = 1e-4;
 const ZERO_BITS: f64 = 0.004;
 /// Bits that the states of a lane take beyond what they carry.
 const LANE_BITS: f64 = 24.0;
-/// log2 of the smallest step: one over it is a number that f32 holds.
-pub const STEP_LOG2_MIN: f64 = -112.0;
 /// Two and a half standard deviations of that.
 const LANE_SLACK_BITS: f64 = 12.0;
+/// log2 of the smallest step: one over it is a number that f32 holds.
+pub const STEP_LOG2_MIN: f64 = -112.0;
 /// Columns from which the range of side information is known.
 const COLUMNS_KNOWN: usize = 16;
 /// Columns that are tried before the first, to learn how the rate behaves.
 const TRIALS: usize = 4;
 /// Columns at the end that are coded one by one, so that the bytes are met.
 const LAST_COLUMNS: usize = 40;
-
 /// Columns that are taken out of a matrix together: a cache line.
 const COLUMNS_TAKEN: usize = 16;
 
@@ -244,13 +243,14 @@ impl<'a> Coder<'a> {
     fn note(&mut self, column: usize, choice: Choice, u: f64, levels: &mut [i16]) -> f64 {
         let (mut class, mut bits) = self.fit(levels, choice.table);
         // Zeros cost next to nothing, and so do the columns that are left if they must be zeros too.
-        let left = (self.w.cols - self.n_coded) as f64 * self.w.rows as f64 * ZERO_BITS;
-        if !self.is_measured() && self.control.spent + bits + left > self.control.budget + self.slack / 4.0 {
+        let left = self.n_left() as f64 * self.w.rows as f64 * ZERO_BITS;
+        if !self.is_fitted_next() && self.control.spent + bits + left > self.control.budget + self.slack / 4.0
+        {
             levels.fill(0);
             (class, bits) = self.fit(levels, 0);
         }
         self.stored.steps[column] = choice.value;
-        // In tables for now; `finish` makes units of it.
+        // In tables for now; `stored_so_far` makes units of it.
         self.stored.classes[column] = class as i8;
         self.coded[column] = true;
         self.n_coded += 1;
@@ -258,8 +258,7 @@ impl<'a> Coder<'a> {
             self.tally(column, levels, bits, 1.0);
         }
         self.control.took(u, bits);
-        if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.w.cols - self.n_coded <= LAST_COLUMNS
-        {
+        if self.known.is_none() && self.n_coded >= COLUMNS_KNOWN && self.n_left() <= LAST_COLUMNS {
             self.known = Some(self.known());
         }
         bits
@@ -268,7 +267,7 @@ impl<'a> Coder<'a> {
     /// Chooses the level anew, now and then, and after each of the last columns.
     fn adjust(&mut self) {
         let every = (self.w.cols / 256).max(1);
-        let left = self.w.cols - self.n_coded;
+        let left = self.n_left();
         if self.n_coded.is_multiple_of(every) || left <= LAST_COLUMNS {
             if self.n_coded.is_multiple_of(16 * every) || left <= LAST_COLUMNS {
                 let bits = self.side_estimate();

@@ -54,9 +54,14 @@ impl Coder<'_> {
         Known { steps: (known.steps.0 - STEPS_BEYOND, known.steps.1 + STEPS_BEYOND), ..known }
     }
 
-    /// Whether the column that was coded last is one of the last of a small matrix.
+    /// Whether bytes are counted after the column that was coded last.
     pub(super) fn is_measured(&self) -> bool {
         self.is_small() && (self.n_left() < MEASURED_COLUMNS || MEASURED_BEFORE.contains(&self.n_left()))
+    }
+
+    /// Whether the next column is one of the last of a small matrix, each of which is made to fit by [`Coder::measure`].
+    pub(super) fn is_fitted_next(&self) -> bool {
+        self.is_small() && self.n_left() <= MEASURED_COLUMNS
     }
 
     /// Whether a byte is a share of the matrix that counts.
@@ -129,8 +134,8 @@ impl Coder<'_> {
         zeros.bits(self.isa, class, &self.rows.distinct)
     }
 
-    /// Bits of the columns so far and of all side information. A lane leaves a word for every 16 bits that
-    /// it takes, so what its columns take tells its words.
+    /// Bits of the columns so far and of all side information. A lane leaves a word for every 16 bits that it takes, so what
+    /// its columns take tells its words.
     fn bits_so_far(&self) -> f64 {
         let stored = self.stored_so_far();
         let side = stored.assemble(&[], &[]).len() + 4 * segments(self.w.rows).len();
