@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use moepack_format::{Dtype, Error, Result};
 
-use super::{Claim, Claims, Source, matrix, piece_dims};
+use super::{Claim, Claims, Source, matrix};
 use crate::checkpoint::SourceTensor;
 use crate::encoding::{Encoded, Hints, is_blocks};
 use crate::family::{AttentionRule, Rule};
@@ -112,25 +112,19 @@ impl Claims<'_> {
                 })
             }
             Claim::Expert { piece, layer, .. } => {
-                let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
-                let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-                let (rows, cols, is_matrix) =
-                    piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
-                let transposed = piece.is_transposed(rows, cols, &[]);
-                let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
-                let shape = if is_matrix { vec![rows, cols] } else { vec![rows] };
-                let (n, shape) = match n {
-                    Some(n) if is_matrix && piece.flat => (None, vec![n * rows, cols]),
-                    n => (n, shape),
+                let moe = self.source.spec.moe(layer)?;
+                let n = piece.n_stacked(moe.n_experts);
+                let lengths = piece.lengths(piece.dims(moe, self.source.spec.hidden), piece.transposed);
+                let (n, shape) = match piece.flat {
+                    true => (None, piece.stacked(n, &lengths)),
+                    false => (n, lengths),
                 };
                 Some(Held { n, shape, dtype: plain, is_expert: true })
             }
             _ => None,
         }
     }
-}
 
-impl Claims<'_> {
     /// The tensor with as many rows as only config.json's arithmetic says, where that is so.
     fn with_rows<'t>(&self, claim: Claim, tensor: &'t SourceTensor) -> Cow<'t, SourceTensor> {
         let Claim::Trunk(Rule { role: Role::NgramPart(_), .. }, Some(layer), part) = claim else {

@@ -61,13 +61,9 @@ impl Model {
         if !stored.piece.holds_matrix() {
             return Ok(released);
         }
-        let (rows, cols) = (stored.rows as u64, stored.cols as u64);
         let turned = stored.plain_is_turned(self.plain_form(stored.piece));
-        let matrix = if turned { [cols, rows] } else { [rows, cols] };
-        let shape: Vec<u64> = match stored.holding.n {
-            Some(n) if stored.piece.flat => vec![n * rows, cols],
-            n => n.into_iter().chain(matrix).collect(),
-        };
+        let lengths = stored.piece.lengths((stored.holding.rows, stored.holding.cols), turned);
+        let shape = stored.piece.stacked(stored.holding.n, &lengths);
         let name = plain_name(&stored.encoded.tensor.name);
         released.tensors = vec![PlaneSpec::new(&name, Dtype::Bf16, &shape)];
         Ok(released)
