@@ -10,16 +10,10 @@ use moepack_format::{Dtype, Error, Result};
 
 use super::{Claim, Claims, Source, matrix};
 use crate::checkpoint::SourceTensor;
-use crate::encoding::{Encoded, Hints, is_blocks};
+use crate::encoding::{BITS_DEFAULT, Encoded, Hints, MX_COLS, NV_COLS, words_of};
 use crate::family::{AttentionRule, Rule};
-use crate::names::{Companion, is_packed};
+use crate::names::{Companion, is_blocks, is_packed};
 use crate::spec::Role;
-
-/// Columns that share a scale: MXFP4, NVFP4, and integers where config.json does not say.
-const MX_COLS: u64 = 32;
-const NV_COLS: u64 = 16;
-/// Bits of packed integers where config.json does not say.
-const BITS: u32 = 4;
 
 /// What config.json says of storage beside [`Hints`].
 #[derive(Clone, Copy, Debug)]
@@ -220,8 +214,7 @@ fn packed(
         let scales = (scale, Dtype::F8E4m3, stacked(&[rows, cols / NV_COLS]));
         return [fp4, vec![scales, (divisor, Dtype::F32, vec![1])]].concat();
     };
-    let bits = u64::from(hints.bits.unwrap_or(BITS));
-    let words = |n: u64| n.saturating_mul(bits).div_ceil(32);
+    let words = |n: u64| words_of(n, hints.bits.unwrap_or(BITS_DEFAULT));
     let groups = hints.group.map_or(1, |g| cols.div_ceil(g.max(1)));
     let mut all = vec![
         (encoded.tensor.name.to_string(), Dtype::I32, vec![rows, words(cols)]),

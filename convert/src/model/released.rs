@@ -7,10 +7,9 @@ use moepack_format::{Dtype, Result};
 use super::Model;
 use crate::catalog::{Catalog, Source};
 use crate::checkpoint::{Checkpoint, SourceTensor};
-use crate::encoding::is_blocks;
 use crate::family::ExpertLayout;
 use crate::listing;
-use crate::names::fill;
+use crate::names::{fill, is_blocks};
 
 impl Model {
     /// How this checkpoint stores its experts, for a bundle's manifest; what a bundle's manifest says of it.
