@@ -17,7 +17,7 @@ use crate::spec::{LayerSpec, Mlp, ModelSpec, Role};
 
 mod check;
 mod outline;
-pub(crate) use check::{carried_matrix, matrix, piece_dims, ranges};
+pub(crate) use check::{carried_matrix, matrix, ranges};
 pub(crate) use outline::{Scales, Storage, outline};
 #[cfg(test)]
 mod tests;
@@ -83,7 +83,7 @@ pub(crate) struct PieceTensors {
 impl PieceTensors {
     /// Whether one tensor holds all experts.
     pub fn is_stacked(&self) -> bool {
-        !self.piece.name.contains("{E}")
+        self.piece.is_stacked()
     }
 }
 
@@ -137,7 +137,7 @@ impl Catalog {
         claims.check_experts(&catalog)?;
         claims.check_missing(&catalog)?;
         claims.check_unclaimed()?;
-        claims.check_encodings(&catalog)?;
+        claims.check_encodings()?;
         Ok(catalog)
     }
 
@@ -307,7 +307,7 @@ impl<'a> Claims<'a> {
             };
             let pieces = layout.map_or(&[][..], |l| l.pieces);
             let pieces = pieces.iter().map(|piece| {
-                let n = if piece.name.contains("{E}") { moe.n_experts } else { 1 };
+                let n = if piece.is_stacked() { 1 } else { moe.n_experts };
                 PieceTensors { piece, tensors: vec![NONE; n] }
             });
             layers.push(Some(LayerExperts { n_experts: moe.n_experts, layout, pieces: pieces.collect() }));

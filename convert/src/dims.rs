@@ -30,8 +30,7 @@ pub fn has(spec: &ModelSpec, layer: Option<&LayerSpec>, role: Role) -> bool {
         Attention::Lightning(_) => {
             matches!(role, Role::MixerIn | Role::MixerNorm | Role::MixerOut | Role::AttnGate)
         }
-        Attention::None => false,
-        Attention::Carried => false,
+        Attention::None | Attention::Carried => false,
     };
     let mlp = match &layer.mlp {
         Mlp::Dense { activation, gate_up, .. } => dense_has(*activation, *gate_up, role),
@@ -189,8 +188,7 @@ fn compressed_has(attention: &Compressed, role: Role) -> bool {
 fn delta_has(delta: &Delta, role: Role) -> bool {
     match role {
         Role::DeltaQkvz | Role::DeltaBa => delta.projections == DeltaProjections::Grouped,
-        Role::DeltaQkv => delta.projections == DeltaProjections::Separate,
-        Role::DeltaZ => delta.projections == DeltaProjections::Separate,
+        Role::DeltaQkv | Role::DeltaZ => delta.projections == DeltaProjections::Separate,
         Role::DeltaA => {
             matches!(delta.projections, DeltaProjections::Separate | DeltaProjections::FullRank)
         }
@@ -231,7 +229,7 @@ fn moe_has(moe: &Moe, role: Role) -> bool {
         Role::RouterTable => moe.router.choice == crate::spec::Choice::ByToken,
         Role::ExpertsBias => moe.sum_bias,
         Role::LatentDown | Role::LatentUp => moe.latent.is_some(),
-        Role::SharedGate => shared.is_some_and(|s| !s.fused) && moe.activation.is_gated(),
+        Role::SharedGate => shared.is_some_and(|s| !s.fused && s.activation.is_gated()),
         Role::SharedUp => shared.is_some_and(|s| !s.fused),
         Role::SharedGateUp => shared.is_some_and(|s| s.fused),
         Role::SharedDown => shared.is_some(),
@@ -295,8 +293,7 @@ pub fn dim(spec: &ModelSpec, layer: Option<usize>, dim: Dim) -> Option<u64> {
                 Dim::MixerInner => Some(lightning.inner()),
                 _ => None,
             },
-            Attention::None => None,
-            Attention::Carried => None,
+            Attention::None | Attention::Carried => None,
         },
     };
     n.map(|n| n as u64)
@@ -398,10 +395,8 @@ fn indexer_dim(indexer: &Indexer, dim: Dim) -> Option<usize> {
 
 fn mlp_dim(mlp: &Mlp, dim: Dim) -> Option<usize> {
     match (mlp, dim) {
-        (Mlp::Dense { inter, .. }, Dim::DenseInter) => Some(*inter),
-        (Mlp::Dense { inter, .. }, Dim::DenseGateUp) => Some(2 * inter),
-        (Mlp::Dense { inter, .. }, Dim::SharedInter) => Some(*inter),
-        (Mlp::Dense { inter, .. }, Dim::SharedGateUp) => Some(2 * inter),
+        (Mlp::Dense { inter, .. }, Dim::DenseInter | Dim::SharedInter) => Some(*inter),
+        (Mlp::Dense { inter, .. }, Dim::DenseGateUp | Dim::SharedGateUp) => Some(2 * inter),
         (Mlp::Moe(moe), Dim::Inter) => Some(moe.inter),
         (Mlp::Moe(moe), Dim::Latent) => moe.latent,
         (Mlp::Moe(moe), Dim::SharedInter) => moe.shared.map(|s| s.inter),

@@ -11,7 +11,7 @@ use moepack_quant::codec::nvfp4::Nvfp4;
 use moepack_quant::{CodecRef, codec};
 
 use crate::checkpoint::{Checkpoint, SourceTensor};
-use crate::names::{Companion, companions_of, is_packed};
+use crate::names::{Companion, companions_of, is_blocks, is_packed};
 use crate::packing::Packing;
 
 mod contents;
@@ -22,11 +22,12 @@ mod shape;
 mod tests;
 
 pub use contents::check_contents;
-pub use shape::{is_blocks, stored_shape};
+pub use shape::stored_shape;
+pub(crate) use shape::{BITS_DEFAULT, words_of};
 
 /// Columns of an MXFP4 or NVFP4 block.
-const MX_COLS: u64 = 32;
-const NV_COLS: u64 = 16;
+pub(crate) const MX_COLS: u64 = 32;
+pub(crate) const NV_COLS: u64 = 16;
 
 /// What config.json says of stored numbers, where tensors alone leave a choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

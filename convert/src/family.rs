@@ -14,6 +14,7 @@ use crate::spec::Role;
 
 mod afmoe;
 mod bailing_hybrid;
+mod bailing_moe;
 mod bailing_moe_v2;
 mod cohere2_moe;
 mod common;
@@ -78,8 +79,8 @@ pub use rules::{
 pub static FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
     &bailing_hybrid::FAMILY,
+    &bailing_moe::FAMILY,
     &bailing_moe_v2::FAMILY,
-    &bailing_moe_v2::V1,
     &cohere2_moe::FAMILY,
     &dbrx::FAMILY,
     &deepseek_v2::FAMILY,

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use moepack_format::limits::{DIMS_MAX, NAME_BYTES_MAX};
 use moepack_format::manifest::TensorPattern;
 use moepack_format::{Dtype, Error, Result};
 
@@ -56,6 +57,14 @@ fn expand(pattern: &TensorPattern, found: &mut Vec<SourceTensor>) -> Result<()> 
     let stacked = pattern.experts.is_empty();
     if !pattern.name.contains(LAYER) || pattern.name.contains(EXPERT) == stacked {
         return Err(Error::bad_data("a list of expert tensors whose names have no layer or expert"));
+    }
+    if pattern.name.len() > NAME_BYTES_MAX || pattern.shape.len() > DIMS_MAX {
+        let what = format!("a name or shape longer than {NAME_BYTES_MAX} bytes or {DIMS_MAX} lengths");
+        return Err(Error::bad_data(what));
+    }
+    // Without one, no tensor counts towards the limit, however long the loops below run.
+    if let Some([first, last]) = pattern.layers.iter().chain(&pattern.experts).find(|[a, b]| a > b) {
+        return Err(Error::bad_data(format!("a run of layers or experts from {first} to {last}")));
     }
     let dtype = Dtype::from_name(&pattern.dtype)?;
     let bytes = dtype.bytes(&pattern.shape)?;
@@ -132,6 +141,9 @@ mod tests {
             TensorPattern { dtype: "U7".to_owned(), ..good.clone() },
             TensorPattern { shape: vec![u64::MAX, 3], ..good.clone() },
             TensorPattern { layers: vec![[0, u32::MAX]], ..good.clone() },
+            TensorPattern { layers: vec![[0, u32::MAX]; 100], experts: vec![[1, 0]], ..good.clone() },
+            TensorPattern { name: format!("a.{{L}}.{{E}}.{}", "b".repeat(2000)), ..good.clone() },
+            TensorPattern { shape: vec![1; 100], ..good.clone() },
         ] {
             assert!(tensors(&[bad]).is_err());
         }

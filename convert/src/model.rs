@@ -90,11 +90,7 @@ impl Model {
     }
 
     fn of(checkpoint: Checkpoint, bundle: Option<Arc<Bundle>>, in_banks: bool) -> Result<Model> {
-        let config = read_config(checkpoint.place())?;
-        let family = Family::of(&config)?;
-        let mut spec = describe(family, &config)?;
-        fuse(&mut spec, family, &checkpoint);
-        let hints = hints(&config)?;
+        let Described { config, family, mut spec, hints } = described(&checkpoint)?;
         let mut warnings = checkpoint.warnings().to_vec();
         let mut catalog = Catalog::build(Source {
             family,
@@ -206,15 +202,28 @@ fn check_side_file(bundle: &Bundle, place: &Place, name: &str) -> Result<()> {
 /// The checkpoint of names alone in `path`, if it is one, with the tensors that config.json makes of them.
 fn outlined(path: &Path) -> Result<Option<Checkpoint>> {
     let Some((names, total_bytes)) = Checkpoint::of_names(path)? else { return Ok(None) };
-    let config = read_config(names.place())?;
-    let family = Family::of(&config)?;
-    let mut spec = describe(family, &config)?;
-    fuse(&mut spec, family, &names);
-    let hints = hints(&config)?;
+    let Described { config, family, spec, hints } = described(&names)?;
     let source =
         Source { family, spec: &spec, checkpoint: &names, in_banks: false, head_may_be_tied: true, hints };
     let tensors = outline(source, storage(&config, total_bytes)?)?;
     Ok(Some(names.with_tensors(tensors)))
+}
+
+/// What config.json says, and the names of the tensors where it leaves a choice.
+struct Described {
+    config: Config,
+    family: &'static Family,
+    spec: ModelSpec,
+    hints: Hints,
+}
+
+fn described(checkpoint: &Checkpoint) -> Result<Described> {
+    let config = read_config(checkpoint.place())?;
+    let family = Family::of(&config)?;
+    let mut spec = describe(family, &config)?;
+    fuse(&mut spec, family, checkpoint);
+    let hints = hints(&config)?;
+    Ok(Described { config, family, spec, hints })
 }
 
 fn read_config(place: &Place) -> Result<Config> {

@@ -95,6 +95,9 @@ const COMPANIONS: &[(&str, &str, Companion)] = &[
 /// Endings under which the numbers of a `.weight` may be stored.
 const PACKED: &[&str] = &[".weight_packed", ".qweight"];
 
+/// Ending of packed MXFP4 levels, `[…, out, in/32, 16]`, whose plain numbers have a name without it.
+const BLOCKS: &str = "_blocks";
+
 /// Endings of what a runtime quantizes activations and caches with. They belong to no number of the weights.
 const ACTIVATIONS: &[&str] = &[
     ".input_scale",
@@ -145,10 +148,7 @@ impl Names {
                 canonical = Cow::Owned(other);
             }
         }
-        match PACKED.iter().find_map(|ending| canonical.strip_suffix(ending)) {
-            Some(stem) => Cow::Owned(format!("{stem}.weight")),
-            None => canonical,
-        }
+        as_weight(&canonical).map_or(canonical, Cow::Owned)
     }
 
     /// What `name` in the family's own spelling stands for, if the family has it.
@@ -189,14 +189,25 @@ pub fn companions_of(name: &str) -> impl Iterator<Item = (String, Companion)> {
 /// The endings of what gives this to numbers of that name, for messages.
 pub fn endings_of(name: &str, companion: Companion) -> Vec<&'static str> {
     let ending = |(of, own, what): &(&str, &'static str, Companion)| {
-        let own = if own.starts_with("_proj") {
-            own.trim_start_matches("_proj")
-        } else {
-            own.trim_start_matches('.')
-        };
+        let own = own.trim_start_matches("_proj").trim_start_matches('.');
         (name.ends_with(of) && *what == companion).then_some(own)
     };
     COMPANIONS.iter().filter_map(ending).collect()
+}
+
+/// The name of a tensor once its numbers are plain.
+pub fn plain(name: &str) -> Cow<'_, str> {
+    as_weight(name).map_or(Cow::Borrowed(name.strip_suffix(BLOCKS).unwrap_or(name)), Cow::Owned)
+}
+
+fn as_weight(name: &str) -> Option<String> {
+    let stem = PACKED.iter().find_map(|ending| name.strip_suffix(ending))?;
+    Some(format!("{stem}.weight"))
+}
+
+/// Whether a name is one of MXFP4 levels.
+pub fn is_blocks(name: &str) -> bool {
+    name.ends_with(BLOCKS)
 }
 
 /// Whether a name is one of packed numbers.
@@ -324,7 +335,10 @@ mod tests {
         for ending in ["weight_packed", "qweight"] {
             let name = format!("model.layers.3.mlp.experts.5.up_proj.{ending}");
             assert_eq!(names.canonical(&name), "model.layers.3.mlp.experts.5.up_proj.weight");
+            assert_eq!(plain(&name), "model.layers.3.mlp.experts.5.up_proj.weight");
         }
+        assert_eq!(plain("mlp.experts.down_proj_blocks"), "mlp.experts.down_proj");
+        assert_eq!(plain("mlp.gate.weight"), "mlp.gate.weight");
     }
 
     #[test]

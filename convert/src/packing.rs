@@ -13,8 +13,9 @@
 //!
 //! GPTQ's and AWQ's scales are `[n, out]`. GPTQ files of version 1 hold zero points less one. Where codes do not cross
 //! words, the ones are added to each word as a whole, with the carries that GPTQModel's own conversion makes, which undo
-//! the borrows of its subtraction; codes of 3 bits are raised one by one, as there. Sources: compressed-tensors 0.20 `compressors/pack_quantized/helpers.py`; GPTQModel
-//! `utils/model.py::convert_gptq_v1_to_v2_format_module`; AutoAWQ `awq/utils/packing_utils.py`.
+//! the borrows of its subtraction; codes of 3 bits are raised one by one, as there. Sources: compressed-tensors 0.20
+//! `compressors/pack_quantized/helpers.py`; GPTQModel `utils/model.py::convert_gptq_v1_to_v2_format_module`; AutoAWQ
+//! `awq/utils/packing_utils.py`.
 
 use moepack_format::{Error, Result};
 use moepack_quant::bits::{pack, packed_bytes};

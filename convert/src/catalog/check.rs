@@ -8,10 +8,10 @@ use super::{Catalog, Claim, Claims, LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::{SourceTensor, listed};
 use crate::dims;
 use crate::encoding::{Encoded, Holding, encoding, not_integers, stored_shape};
-use crate::family::{Dim, ExpertLayout, Holds, Mtp, Piece};
+use crate::family::{Dim, ExpertLayout, Mtp, Piece};
 use crate::limits::LISTED_MAX;
 use crate::names;
-use crate::spec::{Part, Role};
+use crate::spec::Role;
 
 /// Endings of storage schemes that are known but not read.
 const FOREIGN: &[(&str, &str)] = &[
@@ -119,15 +119,13 @@ impl Claims<'_> {
 
     /// Shape of the tensor that holds a piece.
     fn expert_shape(&self, piece: &Piece, layer: usize, tensor: &SourceTensor) -> Option<Vec<u64>> {
-        let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
-        let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-        let (rows, cols, is_matrix) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
-        let transposed = piece.is_transposed(rows, cols, &tensor.shape);
-        let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
-        Some(match (is_matrix, n) {
-            (false, _) => n.into_iter().chain([rows]).collect(),
-            (true, Some(n)) if piece.flat => vec![n * rows, cols],
-            (true, _) => stored_shape(tensor, n, rows, cols, self.source.hints),
+        let moe = self.source.spec.moe(layer)?;
+        let n = piece.n_stacked(moe.n_experts);
+        let (rows, cols) = piece.dims(moe, self.source.spec.hidden);
+        let lengths = piece.lengths((rows, cols), piece.is_transposed(rows, cols, &tensor.shape));
+        Some(match *lengths {
+            [rows, cols] if !piece.flat => stored_shape(tensor, n, rows, cols, self.source.hints),
+            _ => piece.stacked(n, &lengths),
         })
     }
 
@@ -253,7 +251,7 @@ impl Claims<'_> {
     }
 
     /// Every weight can be decoded.
-    pub(super) fn check_encodings(&self, catalog: &Catalog) -> Result<()> {
+    pub(super) fn check_encodings(&self) -> Result<()> {
         for (_, claim, t) in self.each().filter(|(at, _, _)| !self.is_scale(*at)) {
             let encoded = self.encoded(t);
             let checked = match claim {
@@ -267,7 +265,7 @@ impl Claims<'_> {
                     let shape = self.decoded(claim, t).unwrap_or_else(|| t.shape.to_vec());
                     self.check_encoding(&encoded, Holding::plain(matrix(&shape)))
                 }
-                Claim::Expert { piece, layer, .. } => self.check_piece(catalog, piece, layer, &encoded),
+                Claim::Expert { piece, layer, .. } => self.check_piece(piece, layer, &encoded),
                 // Copied as it is, but not without what gives the numbers their meaning.
                 Claim::Carried(_) => match carried_matrix(&encoded) {
                     Some(shape) => self.check_encoding(&encoded, Holding::plain(shape)),
@@ -284,17 +282,10 @@ impl Claims<'_> {
         encoding(encoded, holding, self.source.hints).map(|_| ())
     }
 
-    fn check_piece(
-        &self,
-        catalog: &Catalog,
-        piece: &Piece,
-        layer: usize,
-        encoded: &Encoded<'_>,
-    ) -> Result<()> {
-        let Some(experts) = catalog.layer(layer) else { return Ok(()) };
-        let Some(moe) = self.source.spec.layers.get(layer).and_then(|l| l.mlp.moe()) else { return Ok(()) };
-        let n = (!piece.name.contains("{E}")).then_some(experts.n_experts as u64);
-        let (rows, cols, _) = piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
+    fn check_piece(&self, piece: &Piece, layer: usize, encoded: &Encoded<'_>) -> Result<()> {
+        let Some(moe) = self.source.spec.moe(layer) else { return Ok(()) };
+        let n = piece.n_stacked(moe.n_experts);
+        let (rows, cols) = piece.dims(moe, self.source.spec.hidden);
         let transposed = piece.is_transposed(rows, cols, &encoded.tensor.shape);
         self.check_encoding(encoded, Holding { n, rows, cols, transposed })
     }
@@ -324,22 +315,6 @@ impl Claims<'_> {
         }
         self.error(what).hint("config.json may belong to another model; restore the one of the release")
     }
-}
-
-/// Output rows, input columns, and whether it is a matrix; a piece that holds two has the rows of both.
-pub(crate) fn piece_dims(piece: &Piece, hidden: usize, inter: usize) -> (u64, u64, bool) {
-    let (part, times) = match piece.holds {
-        Holds::One(part) => (part, 1),
-        Holds::Two(part, _, _) => (part, 2),
-    };
-    let (hidden, inter) = (hidden as u64, inter as u64);
-    let (rows, cols) = match part {
-        Part::Gate | Part::Up => (inter, hidden),
-        Part::Down => (hidden, inter),
-        Part::GateBias | Part::UpBias => (inter, 1),
-        Part::DownBias => (hidden, 1),
-    };
-    (rows * times, cols, part.is_matrix())
 }
 
 /// Lengths as a matrix: vectors are one row.

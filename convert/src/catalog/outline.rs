@@ -8,18 +8,12 @@ use std::borrow::Cow;
 
 use moepack_format::{Dtype, Error, Result};
 
-use super::{Claim, Claims, Source, matrix, piece_dims};
+use super::{Claim, Claims, Source, matrix};
 use crate::checkpoint::SourceTensor;
-use crate::encoding::{Encoded, Hints, is_blocks};
+use crate::encoding::{BITS_DEFAULT, Encoded, Hints, MX_COLS, NV_COLS, words_of};
 use crate::family::{AttentionRule, Rule};
-use crate::names::{Companion, is_packed};
+use crate::names::{Companion, is_blocks, is_packed};
 use crate::spec::Role;
-
-/// Columns that share a scale: MXFP4, NVFP4, and integers where config.json does not say.
-const MX_COLS: u64 = 32;
-const NV_COLS: u64 = 16;
-/// Bits of packed integers where config.json does not say.
-const BITS: u32 = 4;
 
 /// What config.json says of storage beside [`Hints`].
 #[derive(Clone, Copy, Debug)]
@@ -112,25 +106,19 @@ impl Claims<'_> {
                 })
             }
             Claim::Expert { piece, layer, .. } => {
-                let moe = self.source.spec.layers.get(layer)?.mlp.moe()?;
-                let n = (!piece.name.contains("{E}")).then_some(moe.n_experts as u64);
-                let (rows, cols, is_matrix) =
-                    piece_dims(piece, moe.width(self.source.spec.hidden), moe.inter);
-                let transposed = piece.is_transposed(rows, cols, &[]);
-                let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
-                let shape = if is_matrix { vec![rows, cols] } else { vec![rows] };
-                let (n, shape) = match n {
-                    Some(n) if is_matrix && piece.flat => (None, vec![n * rows, cols]),
-                    n => (n, shape),
+                let moe = self.source.spec.moe(layer)?;
+                let n = piece.n_stacked(moe.n_experts);
+                let lengths = piece.lengths(piece.dims(moe, self.source.spec.hidden), piece.transposed);
+                let (n, shape) = match piece.flat {
+                    true => (None, piece.stacked(n, &lengths)),
+                    false => (n, lengths),
                 };
                 Some(Held { n, shape, dtype: plain, is_expert: true })
             }
             _ => None,
         }
     }
-}
 
-impl Claims<'_> {
     /// The tensor with as many rows as only config.json's arithmetic says, where that is so.
     fn with_rows<'t>(&self, claim: Claim, tensor: &'t SourceTensor) -> Cow<'t, SourceTensor> {
         let Claim::Trunk(Rule { role: Role::NgramPart(_), .. }, Some(layer), part) = claim else {
@@ -226,8 +214,7 @@ fn packed(
         let scales = (scale, Dtype::F8E4m3, stacked(&[rows, cols / NV_COLS]));
         return [fp4, vec![scales, (divisor, Dtype::F32, vec![1])]].concat();
     };
-    let bits = u64::from(hints.bits.unwrap_or(BITS));
-    let words = |n: u64| n.saturating_mul(bits).div_ceil(32);
+    let words = |n: u64| words_of(n, hints.bits.unwrap_or(BITS_DEFAULT));
     let groups = hints.group.map_or(1, |g| cols.div_ceil(g.max(1)));
     let mut all = vec![
         (encoded.tensor.name.to_string(), Dtype::I32, vec![rows, words(cols)]),

@@ -74,12 +74,12 @@ fn grid(
     said: Option<[u64; 2]>,
 ) -> Option<[u64; 2]> {
     let covers = |[r, c]: &[u64; 2]| [rows.div_ceil(*r), cols.div_ceil(*c)] == grid;
-    let row = [1, cols.max(1).next_power_of_two()];
+    let row = cols.max(1).checked_next_power_of_two().map(|cols| [1, cols]);
     let mx = (scale == ScaleType::E8m0).then_some([1, MX_COLS]);
     let free =
         || Some([side(rows, grid[0], None, Some(USUAL_SIDE))?, side(cols, grid[1], None, Some(USUAL_SIDE))?]);
     match said {
-        Some(block) => [Some(block), Some(row), mx].into_iter().flatten().find(covers),
+        Some(block) => [Some(block), row, mx].into_iter().flatten().find(covers),
         None => mx.filter(covers).or_else(free),
     }
 }

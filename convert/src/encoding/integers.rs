@@ -3,13 +3,15 @@
 use moepack_format::{Dtype, Error, Result};
 use moepack_quant::codec::affine::{Affine, BITS};
 
-use super::{Encoded, Encoding, Hints, Holding, affine, refuse_turned, scale_type, side, wrong_scales};
+use super::{
+    Encoded, Encoding, Hints, Holding, affine, refuse_turned, scale_type, side, words_of, wrong_scales,
+};
 use crate::checkpoint::SourceTensor;
 use crate::names::Companion;
 use crate::packing::{Packing, Words};
 
 /// Bits of GPTQ's codes.
-const GPTQ_BITS: [u32; 4] = [2, 3, 4, 8];
+pub(super) const GPTQ_BITS: [u32; 4] = [2, 3, 4, 8];
 /// Bits of AWQ's codes.
 const AWQ_BITS: u32 = 4;
 
@@ -26,7 +28,7 @@ pub(super) fn words<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hints) -
     let in_bytes = zeros.is_some_and(|zeros| zeros.dtype == Dtype::I8);
     match zeros {
         Some(zeros) if in_bytes => shaped(zeros, Dtype::I8, &scales.shape)?,
-        Some(zeros) => shaped(zeros, Dtype::I32, &[(rows * u64::from(bits)).div_ceil(32), groups.n])?,
+        Some(zeros) => shaped(zeros, Dtype::I32, &[words_of(rows, bits), groups.n])?,
         None => {}
     }
     if let Some(shape) = encoded.get(Companion::Shape) {
@@ -75,7 +77,7 @@ pub(super) fn gptq_or_awq<'a>(encoded: &Encoded<'a>, holding: Holding, hints: Hi
         }
         _ => return Err(Error::bad_data("packed numbers that are no matrix")),
     };
-    shaped(zeros, Dtype::I32, &[n, (rows * u64::from(bits)).div_ceil(32)])?;
+    shaped(zeros, Dtype::I32, &[n, words_of(rows, bits)])?;
     finish(encoded, scales, Some(zeros), bits, len, Packing::Columns(bits, words), cols)
 }
 

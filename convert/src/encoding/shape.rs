@@ -2,30 +2,25 @@
 
 use moepack_format::Dtype;
 
-use super::integers::bits_of_words;
-use super::{Hints, is_qweight};
+use super::integers::{GPTQ_BITS, bits_of_words};
+use super::{Hints, MX_COLS, is_qweight};
 use crate::checkpoint::SourceTensor;
-use crate::names::is_packed;
+use crate::names::{is_blocks, is_packed};
 
-/// Ending of packed MXFP4 levels, `[…, out, in/32, 16]`.
-const BLOCKS: &str = "_blocks";
-/// Columns of an MXFP4 block, and bytes of its levels.
-const BLOCK_COLS: u64 = 32;
-const BLOCK_BYTES: u64 = 16;
-/// Bits of packed integers where the tensor has none that fit.
-const BITS_DEFAULT: u32 = 4;
+/// Bits of packed integers where neither the tensor nor config.json says them.
+pub(crate) const BITS_DEFAULT: u32 = 4;
 
 /// Shape of the tensor that holds a matrix `[rows, cols]`, `n` of them along the first axis if `n` is given. Where
 /// several are possible, the tensor's own is preferred.
 pub fn stored_shape(tensor: &SourceTensor, n: Option<u64>, rows: u64, cols: u64, hints: Hints) -> Vec<u64> {
     let whole = tensor.shape.last() == Some(&cols);
     let matrix = match tensor.dtype {
-        _ if is_blocks(&tensor.name) => vec![rows, cols / BLOCK_COLS, BLOCK_BYTES],
+        _ if is_blocks(&tensor.name) => vec![rows, cols / MX_COLS, MX_COLS / 2],
         Dtype::I32 if is_qweight(&tensor.name) => qweight(&tensor.shape, rows, cols),
         Dtype::I32 if is_packed(&tensor.name) => {
             let n_words = tensor.shape.last().copied().unwrap_or(0);
             let bits = bits_of_words(cols, n_words, hints.bits).unwrap_or(hints.bits.unwrap_or(BITS_DEFAULT));
-            vec![rows, words(cols, bits)]
+            vec![rows, words_of(cols, bits)]
         }
         // Two FP4 numbers a byte, or an integer each.
         Dtype::I8 | Dtype::U8 if !whole || tensor.dtype == Dtype::U8 => vec![rows, cols / 2],
@@ -34,20 +29,16 @@ pub fn stored_shape(tensor: &SourceTensor, n: Option<u64>, rows: u64, cols: u64,
     n.into_iter().chain(matrix).collect()
 }
 
-/// Whether this name holds MXFP4 levels.
-pub fn is_blocks(name: &str) -> bool {
-    name.ends_with(BLOCKS)
-}
-
 /// GPTQ packs inputs into words, AWQ outputs.
 fn qweight(shape: &[u64], rows: u64, cols: u64) -> Vec<u64> {
     if shape.first() == Some(&cols) {
-        return vec![cols, words(rows, BITS_DEFAULT)];
+        return vec![cols, words_of(rows, BITS_DEFAULT)];
     }
-    let of = |bits: u32| vec![words(cols, bits), rows];
-    [2, 3, 4, 8].into_iter().map(of).find(|s| s == shape).unwrap_or_else(|| of(BITS_DEFAULT))
+    let of = |bits: u32| vec![words_of(cols, bits), rows];
+    GPTQ_BITS.into_iter().map(of).find(|s| s == shape).unwrap_or_else(|| of(BITS_DEFAULT))
 }
 
-fn words(n: u64, bits: u32) -> u64 {
+/// Words that `n` numbers of so many bits fill.
+pub(crate) fn words_of(n: u64, bits: u32) -> u64 {
     n.saturating_mul(u64::from(bits)).div_ceil(32)
 }

@@ -36,6 +36,13 @@ fn the_block_comes_from_the_shapes() {
 }
 
 #[test]
+fn a_matrix_of_no_rows_and_endless_columns_is_refused() {
+    for block in [None, Some([128, 128])] {
+        assert!(fp8_name([0, u64::MAX], Dtype::F32, &[0, 1], block).is_err());
+    }
+}
+
+#[test]
 fn fp4_pairs_in_bytes_have_a_scale_for_every_32_columns() {
     let weight = tensor("e.w1.weight", Dtype::I8, &[8, 32]);
     let name = |dtype, grid: &[u64]| {

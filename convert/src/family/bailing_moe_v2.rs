@@ -54,29 +54,3 @@ pub const FAMILY: Family = Family {
     rules: &[NAMES, DENSE, ROUTER, SHARED_EXPERTS],
     ..qwen3_moe::FAMILY
 };
-
-/// Ling 1 (lite, plus): softmax router, no norms of heads, whole heads rotate.
-pub const V1: Family = Family {
-    model_types: &["bailing_moe"],
-    class: "BailingMoeForCausalLM",
-    gguf: "bailingmoe",
-    fixed: &[
-        ("hidden_act", Fixed::Text("silu")),
-        ("use_bias", Fixed::Bool(false)),
-        ("use_qkv_bias", Fixed::Bool(false)),
-        ("norm_head", Fixed::Bool(false)),
-        ("norm_softmax", Fixed::Bool(false)),
-        ("multi_gate", Fixed::Bool(false)),
-    ],
-    attention: AttentionRule::Gqa(GqaRule {
-        fused: true,
-        qk_norm_if: Switch::Never,
-        qkv_bias: Switch::Never,
-        o_bias: Switch::Never,
-        ..GqaRule::PLAIN
-    }),
-    rope: RopeRule::PLAIN,
-    moe: MoeRule { router: RouterRule::SOFTMAX, ..FAMILY.moe },
-    mtp: Mtp::None,
-    ..FAMILY
-};

@@ -171,8 +171,7 @@ pub const ROUTER_GATE: &[Rule] = &[
     rule(Role::RouterCorrection, "mlp.expert_bias", &[Experts]),
 ];
 
-/// Text models inside of others.
-/// Also text models without what is around them.
+/// Text models inside of others, and text models without what is around them.
 pub const PREFIXES: &[(&str, &str)] = &[
     ("language_model.", ""),
     ("model.language_model.", "model."),

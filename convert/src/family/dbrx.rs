@@ -2,10 +2,10 @@
 //! Source: transformers 5.23.0 `models/dbrx`.
 
 use super::Dim::{AttnOut, Experts, Hidden, Qkv, Vocab};
-use super::common::rule;
+use super::common::{one, rule};
 use super::{
-    AttentionRule, ExpertLayout, Family, Fixed, GqaRule, Holds, MoeLayers, MoeRule, NormRule, Piece,
-    RouterRule, Rule, Switch, qwen3_moe,
+    AttentionRule, ExpertLayout, Family, Fixed, GqaRule, MoeLayers, MoeRule, NormRule, Piece, RouterRule,
+    Rule, Switch, qwen3_moe,
 };
 use crate::spec::{Part, Role};
 
@@ -31,7 +31,7 @@ const ROWS: ExpertLayout = ExpertLayout {
 };
 
 const fn rows(part: Part, name: &'static str, transposed: bool) -> Piece {
-    Piece { name, holds: Holds::One(part), transposed, flat: true, either: false }
+    Piece { transposed, flat: true, ..one(part, name) }
 }
 
 pub const FAMILY: Family = Family {

@@ -2,7 +2,7 @@
 //! entries, experts chosen by token id in the first layers. MTP and DSpark layers (`mtp.*`) are carried.
 //! Source: transformers 5.23.0 `models/deepseek_v4`; released names have no `model.`, transformers saves with it.
 
-use super::deepseek_v4_names::{ATTENTION, EXPERTS, NAMES};
+use super::deepseek_v4_names::{ATTENTION, EXPERTS, HYPER, NAMES};
 use super::{
     ActivationRule, AttentionRule, CompressedRule, Factor, Family, Fixed, HashRule, MoeLayers, MoeRule,
     ResidualRule, RouterRule, ScoreRule, SharedRule, Switch, qwen3_moe,
@@ -47,7 +47,7 @@ pub const FAMILY: Family = Family {
         ("hc_head.hc_", "hc_head_"),
         (".attn.norm.", ".attn.kv_norm."),
     ],
-    rules: &[NAMES, ATTENTION],
+    rules: &[NAMES, HYPER, ATTENTION],
     experts: &[EXPERTS],
     carried: &["mtp."],
     ..qwen3_moe::FAMILY

@@ -3,23 +3,8 @@
 //! not described, so commands that need one refuse the family by name. The tables (some 98 GB) are only copied.
 //! Source: names of the released files; transformers 5.23.0 does not have it.
 
-use super::Dim::{Experts, Hidden, SharedInter, Vocab};
-use super::common::rule;
-use super::{AttentionRule, Family, HashRule, MoeRule, ResidualRule, RouterRule, Rule, deepseek_v4};
-use crate::spec::Role;
-
-const NAMES: &[Rule] = &[
-    rule(Role::Embed, "embed.weight", &[Vocab, Hidden]),
-    rule(Role::FinalNorm, "norm.weight", &[Hidden]),
-    rule(Role::LmHead, "head.weight", &[Vocab, Hidden]),
-    rule(Role::AttnNorm, "attn_norm.weight", &[Hidden]),
-    rule(Role::MlpNorm, "ffn_norm.weight", &[Hidden]),
-    rule(Role::Router, "ffn.gate.weight", &[Experts, Hidden]),
-    rule(Role::RouterCorrection, "ffn.gate.bias", &[Experts]),
-    rule(Role::SharedGate, "ffn.shared_experts.w1.weight", &[SharedInter, Hidden]),
-    rule(Role::SharedUp, "ffn.shared_experts.w3.weight", &[SharedInter, Hidden]),
-    rule(Role::SharedDown, "ffn.shared_experts.w2.weight", &[Hidden, SharedInter]),
-];
+use super::deepseek_v4_names::NAMES;
+use super::{AttentionRule, Family, HashRule, MoeRule, ResidualRule, RouterRule, deepseek_v4};
 
 pub const FAMILY: Family = Family {
     model_types: &["deepseek_v41", "deepseek_v41_text"],

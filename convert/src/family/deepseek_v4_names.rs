@@ -8,7 +8,7 @@ use super::common::{one, rule};
 use super::{ExpertLayout, Rule};
 use crate::spec::{Part, Role};
 
-/// All but attention and routed experts.
+/// All but attention, hyper-connections of layers and routed experts.
 pub const NAMES: &[Rule] = &[
     rule(Role::Embed, "embed.weight", &[Vocab, Hidden]),
     rule(Role::FinalNorm, "norm.weight", &[Hidden]),
@@ -18,18 +18,22 @@ pub const NAMES: &[Rule] = &[
     rule(Role::HeadMixScale, "hc_head_scale", &[One]),
     rule(Role::AttnNorm, "attn_norm.weight", &[Hidden]),
     rule(Role::MlpNorm, "ffn_norm.weight", &[Hidden]),
-    rule(Role::AttnMix, "hc_attn_fn", &[Mixes, Width]),
-    rule(Role::AttnMixBase, "hc_attn_base", &[Mixes]),
-    rule(Role::AttnMixScale, "hc_attn_scale", &[Scales]),
-    rule(Role::MlpMix, "hc_ffn_fn", &[Mixes, Width]),
-    rule(Role::MlpMixBase, "hc_ffn_base", &[Mixes]),
-    rule(Role::MlpMixScale, "hc_ffn_scale", &[Scales]),
     rule(Role::Router, "ffn.gate.weight", &[Experts, Hidden]),
     rule(Role::RouterCorrection, "ffn.gate.bias", &[Experts]),
     rule(Role::RouterTable, "ffn.gate.tid2eid", &[Vocab, ExpertsUsed]),
     rule(Role::SharedGate, "ffn.shared_experts.w1.weight", &[SharedInter, Hidden]),
     rule(Role::SharedUp, "ffn.shared_experts.w3.weight", &[SharedInter, Hidden]),
     rule(Role::SharedDown, "ffn.shared_experts.w2.weight", &[Hidden, SharedInter]),
+];
+
+/// Hyper-connections of layers.
+pub const HYPER: &[Rule] = &[
+    rule(Role::AttnMix, "hc_attn_fn", &[Mixes, Width]),
+    rule(Role::AttnMixBase, "hc_attn_base", &[Mixes]),
+    rule(Role::AttnMixScale, "hc_attn_scale", &[Scales]),
+    rule(Role::MlpMix, "hc_ffn_fn", &[Mixes, Width]),
+    rule(Role::MlpMixBase, "hc_ffn_base", &[Mixes]),
+    rule(Role::MlpMixScale, "hc_ffn_scale", &[Scales]),
 ];
 
 /// Attention, compressed entries and their indexer.

@@ -2,10 +2,11 @@
 //! position whose indexer chooses pools of keys; hyper-connections that end in the mean of their streams; clamped MLPs.
 //! Source: transformers 5.23.0 `models/glm5_next`, which has the text model without a head.
 
-use super::Dim::{DeltaHeads, Hidden, IndexHead, Mixes, Pool, Scales, Width};
+use super::Dim::{DeltaHeads, Hidden, IndexHead, Pool};
 use super::common::{
     CORRECTION, DENSE, INDEXER, KDA, KDA_LOW_RANK, LLAMA, MLA, PREFIXES, ROUTER, SHARED_EXPERTS, TOWERS, rule,
 };
+use super::deepseek_v4_names::HYPER;
 use super::{
     ActivationRule, AttentionRule, Bound, DeltaRule, Family, Fixed, IndexerRule, MlaRule, MoeRule, NormRule,
     ResidualRule, Rule, deepseek_v3,
@@ -16,12 +17,6 @@ const OWN: &[Rule] = &[
     rule(Role::DeltaDecay, "self_attn.A_log", &[DeltaHeads]),
     rule(Role::IndexCompressGate, "self_attn.indexer.index_kpool_compress_gate", &[IndexHead, Hidden]),
     rule(Role::IndexCompressBias, "self_attn.indexer.index_kpool_compress_ape", &[Pool, IndexHead]),
-    rule(Role::AttnMix, "hc_attn_fn", &[Mixes, Width]),
-    rule(Role::AttnMixBase, "hc_attn_base", &[Mixes]),
-    rule(Role::AttnMixScale, "hc_attn_scale", &[Scales]),
-    rule(Role::MlpMix, "hc_ffn_fn", &[Mixes, Width]),
-    rule(Role::MlpMixBase, "hc_ffn_base", &[Mixes]),
-    rule(Role::MlpMixScale, "hc_ffn_scale", &[Scales]),
 ];
 
 pub const FAMILY: Family = Family {
@@ -57,7 +52,7 @@ pub const FAMILY: Family = Family {
     ),
     moe: MoeRule { activation: ActivationRule::ClampedSilu { limit: 10.0 }, ..deepseek_v3::FAMILY.moe },
     spellings: PREFIXES,
-    rules: &[LLAMA, MLA, KDA, KDA_LOW_RANK, INDEXER, OWN, DENSE, ROUTER, CORRECTION, SHARED_EXPERTS],
+    rules: &[LLAMA, MLA, KDA, KDA_LOW_RANK, INDEXER, OWN, HYPER, DENSE, ROUTER, CORRECTION, SHARED_EXPERTS],
     carried: TOWERS,
     ..deepseek_v3::FAMILY
 };

@@ -3,10 +3,10 @@
 //! Source: transformers 5.23.0 `models/granitemoe` and `granitemoeshared`; released as Granite-3.0-1B-A400M.
 
 use super::Dim::{Experts, Hidden, SharedGateUp, SharedInter};
-use super::common::{GQA, LLAMA, one, rule};
+use super::common::{GQA, LLAMA, one, rule, two};
 use super::{
-    AttentionRule, ExpertLayout, Factor, Family, GqaRule, Holds, MoeLayers, MoeRule, Piece, ResidualRule,
-    RouterRule, Rule, SharedRule, Split, qwen3_moe,
+    AttentionRule, ExpertLayout, Factor, Family, GqaRule, MoeLayers, MoeRule, ResidualRule, RouterRule, Rule,
+    SharedRule, Split, qwen3_moe,
 };
 use crate::spec::{Part, Role};
 
@@ -19,13 +19,7 @@ pub const NAMES: &[Rule] = &[
 const STACKED: ExpertLayout = ExpertLayout {
     name: "stacked, gate before up",
     pieces: &[
-        Piece {
-            name: "block_sparse_moe.input_linear.weight",
-            holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
-            transposed: false,
-            flat: false,
-            either: false,
-        },
+        two(Part::Gate, Part::Up, Split::Halves, "block_sparse_moe.input_linear.weight"),
         one(Part::Down, "block_sparse_moe.output_linear.weight"),
     ],
 };

@@ -2,7 +2,7 @@
 //! sigmoid router, a clamp in the routed experts only.
 //! Source: transformers 5.23.0 `models/hy_v4`; released as Hy4-preview.
 
-use super::Dim::{DenseInter, GateOut, Heads, Hidden, Mixes, Scales, SharedInter, Streams, Width};
+use super::Dim::{DenseInter, GateOut, Heads, Hidden, Mixes, One, Scales, SharedInter, Streams, Width};
 use super::common::{CORRECTION, INDEXER, LLAMA, MLA, ROUTER, rule};
 use super::{
     ActivationRule, AttentionRule, Factor, Family, IndexerRule, MlaRule, MoeLayers, MoeRule, Mtp, NormRule,
@@ -24,7 +24,7 @@ const OWN: &[Rule] = &[
 const HYPER: &[Rule] = &[
     rule(Role::HeadMix, "model.hc_pre.hc_head.hc_head_fn", &[Streams, Width]),
     rule(Role::HeadMixBase, "model.hc_pre.hc_head.hc_head_base", &[Streams]),
-    rule(Role::HeadMixScale, "model.hc_pre.hc_head.hc_head_scale", &[super::Dim::One]),
+    rule(Role::HeadMixScale, "model.hc_pre.hc_head.hc_head_scale", &[One]),
     rule(Role::AttnMix, "hc_pre.hc_attn_layer.hc_fn", &[Mixes, Width]),
     rule(Role::AttnMixBase, "hc_pre.hc_attn_layer.hc_base", &[Mixes]),
     rule(Role::AttnMixScale, "hc_pre.hc_attn_layer.hc_scale", &[Scales]),

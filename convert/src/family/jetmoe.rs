@@ -3,10 +3,10 @@
 //! Source: transformers 5.23.0 `models/jetmoe`; released as JetMoE-8B.
 
 use super::Dim::{AttnExperts, Experts, Hidden, KeysValues, Kv};
-use super::common::{LLAMA, one, rule};
+use super::common::{LLAMA, one, rule, two};
 use super::{
-    AttentionRule, ExpertLayout, Family, Fixed, Holds, MoeLayers, MoeRule, NormRule, Piece, RouterRule, Rule,
-    Split, qwen3_moe,
+    AttentionRule, ExpertLayout, Family, Fixed, MoeLayers, MoeRule, NormRule, RouterRule, Rule, Split,
+    qwen3_moe,
 };
 use crate::spec::{Part, Role};
 
@@ -23,13 +23,7 @@ const NAMES: &[Rule] = &[
 const STACKED: ExpertLayout = ExpertLayout {
     name: "stacked, gate before up",
     pieces: &[
-        Piece {
-            name: "mlp.input_linear.weight",
-            holds: Holds::Two(Part::Gate, Part::Up, Split::Halves),
-            transposed: false,
-            flat: false,
-            either: false,
-        },
+        two(Part::Gate, Part::Up, Split::Halves, "mlp.input_linear.weight"),
         one(Part::Down, "mlp.output_linear.weight"),
     ],
 };

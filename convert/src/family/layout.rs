@@ -1,6 +1,6 @@
 //! How the experts of a layer are stored.
 
-use crate::spec::Part;
+use crate::spec::{Moe, Part};
 
 /// One way to store the experts of a layer.
 #[derive(Debug)]
@@ -49,6 +49,50 @@ impl Piece {
     pub fn holds_matrix(&self) -> bool {
         match self.holds {
             Holds::One(part) | Holds::Two(part, _, _) => part.is_matrix(),
+        }
+    }
+
+    /// Whether one tensor holds all experts.
+    pub fn is_stacked(&self) -> bool {
+        !self.name.contains("{E}")
+    }
+
+    /// How many of `n_experts` one tensor holds along its first axis; `None` where each expert has a tensor of its own.
+    pub fn n_stacked(&self, n_experts: usize) -> Option<u64> {
+        self.is_stacked().then_some(n_experts as u64)
+    }
+
+    /// Output rows and input columns of what it holds of one expert, of a bias its length and 1; a piece that holds two has
+    /// the rows of both. `hidden` is the stream's width.
+    pub fn dims(&self, moe: &Moe, hidden: usize) -> (u64, u64) {
+        let (part, times) = match self.holds {
+            Holds::One(part) => (part, 1),
+            Holds::Two(part, _, _) => (part, 2),
+        };
+        let (outside, inter) = (moe.width(hidden) as u64, moe.inter as u64);
+        let (rows, cols) = match part {
+            Part::Gate | Part::Up => (inter, outside),
+            Part::Down => (outside, inter),
+            Part::GateBias | Part::UpBias => (inter, 1),
+            Part::DownBias => (outside, 1),
+        };
+        (rows * times, cols)
+    }
+
+    /// Lengths of one expert's plain numbers, in the order in which they are stored.
+    pub fn lengths(&self, (rows, cols): (u64, u64), is_transposed: bool) -> Vec<u64> {
+        match (self.holds_matrix(), is_transposed) {
+            (false, _) => vec![rows],
+            (true, false) => vec![rows, cols],
+            (true, true) => vec![cols, rows],
+        }
+    }
+
+    /// Shape of a tensor of `n` experts of these lengths each; of one expert's own where there is no `n`.
+    pub fn stacked(&self, n: Option<u64>, lengths: &[u64]) -> Vec<u64> {
+        match (n, lengths) {
+            (Some(n), [rows, cols]) if self.flat => vec![n * rows, *cols],
+            _ => n.into_iter().chain(lengths.iter().copied()).collect(),
         }
     }
 

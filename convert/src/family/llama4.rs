@@ -3,10 +3,10 @@
 //! Source: transformers 5.23.0 `models/llama4`; released as Scout and Maverick.
 
 use super::Dim::{DenseInter, Experts, Hidden, SharedInter};
-use super::common::{GQA, LLAMA, rule};
+use super::common::{GQA, LLAMA, one, rule, turned, two};
 use super::{
-    AttentionRule, ExpertLayout, Family, GqaRule, Holds, MoeLayers, MoeRule, NopeRule, NormRule, Piece,
-    RouterRule, Rule, SharedRule, Split, Switch, WindowRule, qwen3_moe,
+    AttentionRule, ExpertLayout, Family, GqaRule, MoeLayers, MoeRule, NopeRule, NormRule, RouterRule, Rule,
+    SharedRule, Split, Switch, WindowRule, qwen3_moe,
 };
 use crate::rope::RopeRule;
 use crate::spec::{Pairing, Part, QkNorm, Role, RouteWeights};
@@ -21,24 +21,11 @@ const NAMES: &[Rule] = &[
     rule(Role::SharedDown, "feed_forward.shared_expert.down_proj.weight", &[Hidden, SharedInter]),
 ];
 
-const GATE_UP: Holds = Holds::Two(Part::Gate, Part::Up, Split::Halves);
 const TRANSPOSED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
-        Piece {
-            name: "feed_forward.experts.gate_up_proj",
-            holds: GATE_UP,
-            transposed: true,
-            flat: false,
-            either: false,
-        },
-        Piece {
-            name: "feed_forward.experts.down_proj",
-            holds: Holds::One(Part::Down),
-            transposed: true,
-            flat: false,
-            either: false,
-        },
+        turned(two(Part::Gate, Part::Up, Split::Halves, "feed_forward.experts.gate_up_proj")),
+        turned(one(Part::Down, "feed_forward.experts.down_proj")),
     ],
 };
 

@@ -38,8 +38,6 @@ pub struct MoeRule {
     pub n_zero: Keys,
     /// Keys for the number of experts a token uses.
     pub n_experts_used: Keys,
-    /// The shared expert is an MLP of its own beside the others, with norms before and behind both.
-    pub shared_normed: bool,
     /// Keys for the rows of an expert's gate and up.
     pub inter: Keys,
     /// Nonlinearity.
@@ -62,6 +60,8 @@ pub struct MoeRule {
     pub shared_sum: Option<&'static str>,
     /// Gate and up of the shared experts are one matrix.
     pub shared_fused: bool,
+    /// The shared expert is an MLP of its own beside the others, with norms before and behind both.
+    pub shared_normed: bool,
 }
 
 impl MoeRule {
@@ -70,7 +70,6 @@ impl MoeRule {
         n_experts: &["num_experts", "num_local_experts", "n_routed_experts"],
         n_zero: &[],
         n_experts_used: &["num_experts_per_tok"],
-        shared_normed: false,
         inter: &["moe_intermediate_size"],
         activation: ActivationRule::Silu,
         plain_elsewhere: false,
@@ -82,6 +81,7 @@ impl MoeRule {
         shared: SharedRule::None,
         shared_sum: None,
         shared_fused: false,
+        shared_normed: false,
     };
 }
 

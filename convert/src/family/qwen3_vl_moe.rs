@@ -1,33 +1,22 @@
 //! Qwen3-VL-MoE (text): Qwen3-MoE with experts stacked as `[in, out]`; towers are carried.
 //! Source: transformers 5.23.0 `models/qwen3_vl_moe`, which saves them as `[out, in]` under the same names.
 
-use super::common::PER_EXPERT;
+use super::common::{PER_EXPERT, one, turned, two};
 use super::{
-    AttentionRule, ExpertLayout, Family, GqaRule, Holds, MoeRule, Piece, RouterRule, Split, Switch, qwen3_moe,
+    AttentionRule, ExpertLayout, Family, GqaRule, MoeRule, Piece, RouterRule, Split, Switch, qwen3_moe,
 };
 use crate::rope::RopeRule;
 use crate::spec::{Part, QkNorm};
-
-const GATE_UP: Holds = Holds::Two(Part::Gate, Part::Up, Split::Halves);
 
 /// As released.
 const TRANSPOSED: ExpertLayout = ExpertLayout {
     name: "stacked, [in, out]",
     pieces: &[
         Piece {
-            name: "mlp.experts.gate_up_proj",
-            holds: GATE_UP,
-            transposed: true,
-            flat: false,
             either: true,
+            ..turned(two(Part::Gate, Part::Up, Split::Halves, "mlp.experts.gate_up_proj"))
         },
-        Piece {
-            name: "mlp.experts.down_proj",
-            holds: Holds::One(Part::Down),
-            transposed: true,
-            flat: false,
-            either: true,
-        },
+        Piece { either: true, ..turned(one(Part::Down, "mlp.experts.down_proj")) },
     ],
 };
 

@@ -5,7 +5,7 @@ use moepack_format::{Bank, Error, Result};
 use moepack_quant::{CodecRef, Planes, codec};
 
 use super::{Model, to_usize};
-use crate::catalog::{LayerExperts, NONE, PieceTensors, piece_dims};
+use crate::catalog::{LayerExperts, NONE, PieceTensors};
 use crate::checkpoint::SourceTensor;
 use crate::coded::{CodedExpert, CodedPart, Origin};
 use crate::encoding::{Encoded, Encoding, Holding, encoding};
@@ -111,7 +111,7 @@ impl Model {
 
     fn layer_experts(&self, layer: usize, expert: usize) -> Result<(&LayerExperts, &Moe)> {
         let experts = self.catalog.layer(layer).filter(|l| expert < l.n_experts);
-        let moe = self.spec.layers.get(layer).and_then(|l| l.mlp.moe());
+        let moe = self.spec.moe(layer);
         experts.zip(moe).ok_or_else(|| {
             Error::bad_data(format!("no expert {expert} in layer {layer}")).in_file(self.root())
         })
@@ -143,13 +143,12 @@ impl Model {
         tensors: &PieceTensors,
         expert: usize,
     ) -> Result<Stored<'a>> {
-        let stacked = tensors.is_stacked();
-        let slot = if stacked { 0 } else { expert };
+        let slot = if tensors.is_stacked() { 0 } else { expert };
         let tensor = tensors.tensors.get(slot).filter(|&&i| i != NONE);
         let tensor = tensor.and_then(|&i| self.checkpoint.tensors().get(i as usize));
         let tensor = tensor.ok_or_else(|| Error::bad_data(format!("expert {expert} is not there")))?;
-        let n = stacked.then_some(experts.n_experts as u64);
-        let (rows, cols, _) = piece_dims(tensors.piece, moe.width(self.spec.hidden), moe.inter);
+        let n = tensors.piece.n_stacked(experts.n_experts);
+        let (rows, cols) = tensors.piece.dims(moe, self.spec.hidden);
         let transposed = self.is_transposed(experts, moe, tensors.piece, tensor);
         let holding = Holding { n, rows, cols, transposed };
         let encoded = Encoded::of(&self.checkpoint, tensor);
@@ -160,12 +159,12 @@ impl Model {
 
     /// Whether a tensor is stored `[in, out]`. A square one that may be either lies as the others of its layer do.
     fn is_transposed(&self, experts: &LayerExperts, moe: &Moe, piece: &Piece, tensor: &SourceTensor) -> bool {
-        let (rows, cols, _) = piece_dims(piece, moe.width(self.spec.hidden), moe.inter);
+        let (rows, cols) = piece.dims(moe, self.spec.hidden);
         if !piece.either || rows != cols {
             return piece.is_transposed(rows, cols, &tensor.shape);
         }
         let shows = |other: &PieceTensors| {
-            let (rows, cols, _) = piece_dims(other.piece, moe.width(self.spec.hidden), moe.inter);
+            let (rows, cols) = other.piece.dims(moe, self.spec.hidden);
             let tensor = other.tensors.first().and_then(|&i| self.checkpoint.tensors().get(i as usize))?;
             let is_clear = other.piece.either && rows != cols;
             is_clear.then(|| other.piece.is_transposed(rows, cols, &tensor.shape))

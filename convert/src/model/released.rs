@@ -5,12 +5,11 @@ use moepack_format::manifest::TensorPattern;
 use moepack_format::{Dtype, Result};
 
 use super::Model;
-use crate::catalog::{Catalog, Source, piece_dims};
+use crate::catalog::{Catalog, Source};
 use crate::checkpoint::{Checkpoint, SourceTensor};
-use crate::encoding::is_blocks;
-use crate::family::{ExpertLayout, Piece};
+use crate::family::ExpertLayout;
 use crate::listing;
-use crate::names::fill;
+use crate::names::{fill, is_blocks};
 
 impl Model {
     /// How this checkpoint stores its experts, for a bundle's manifest; what a bundle's manifest says of it.
@@ -64,10 +63,10 @@ impl Model {
         let mut tensors = Vec::new();
         for (layer, moe) in self.spec.moe_layers() {
             for piece in pieces {
-                let stacked = !piece.name.contains("{E}");
-                let shape = plain_shape(piece, self.spec.hidden, moe.inter, moe.n_experts);
+                let lengths = piece.lengths(piece.dims(moe, self.spec.hidden), piece.transposed);
+                let shape = piece.stacked(piece.n_stacked(moe.n_experts), &lengths);
                 let bytes = Dtype::Bf16.bytes(&shape)?;
-                for expert in 0..if stacked { 1 } else { moe.n_experts } {
+                for expert in 0..if piece.is_stacked() { 1 } else { moe.n_experts } {
                     let name = fill(&format!("{}{}", self.family.layer_prefix, piece.name), layer, expert);
                     let (name, shape) = (name.into(), shape.clone().into());
                     tensors.push(SourceTensor {
@@ -82,20 +81,5 @@ impl Model {
             }
         }
         Ok(tensors)
-    }
-}
-
-/// Shape of a tensor of plain numbers.
-fn plain_shape(piece: &Piece, hidden: usize, inter: usize, n_experts: usize) -> Vec<u64> {
-    let (rows, cols, is_matrix) = piece_dims(piece, hidden, inter);
-    let n = (!piece.name.contains("{E}")).then_some(n_experts as u64);
-    let matrix = match (is_matrix, piece.transposed) {
-        (false, _) => vec![rows],
-        (true, true) => vec![cols, rows],
-        (true, false) => vec![rows, cols],
-    };
-    match n {
-        Some(n) if piece.flat => vec![n * rows, cols],
-        n => n.into_iter().chain(matrix).collect(),
     }
 }

@@ -315,6 +315,25 @@ fn every_random_family_opens_and_decodes() {
 }
 
 #[test]
+fn plain_numbers_go_back_into_tensors_of_the_shape_that_they_came_in() {
+    for entry in std::fs::read_dir(fixture("random")).unwrap() {
+        let path = entry.unwrap().path();
+        let model = Model::open(&path, &OpenOptions::default()).unwrap();
+        let Some((layer, _)) = model.spec().moe_layers().next() else { continue };
+        let expert = model.expert(layer, 0).unwrap();
+        for piece in 0..model.n_pieces(layer).unwrap() {
+            let released = model.released_piece(layer, 0, piece).unwrap();
+            let plain = model.plain_piece(layer, 0, piece).unwrap();
+            let [tensor] = &released.tensors[..] else { continue };
+            assert_eq!(plain.tensors[0].name, tensor.name, "{}", path.display());
+            assert_eq!(plain.tensors[0].shape, tensor.shape, "{}: {}", path.display(), tensor.name);
+            let bytes = model.plain_bytes(layer, 0, piece, &expert).unwrap();
+            assert_eq!(bytes.len(), 1, "{}: {}", path.display(), tensor.name);
+        }
+    }
+}
+
+#[test]
 fn a_trained_model_is_described() {
     let model = open_fixture("tiny-deepseek-v3");
     let spec = model.spec();

@@ -114,9 +114,7 @@ impl Model {
         if self.checkpoint.coded(&tensor.name).is_none() && encoded.companions().is_empty() {
             return None;
         }
-        let carried = tensor.role == Role::Carried;
-        let (rows, cols) = if carried { carried_matrix(&encoded)? } else { matrix(&tensor.decoded) };
-        Some([rows, cols])
+        matrix_of(tensor, &encoded).map(|(rows, cols)| [rows, cols])
     }
 
     /// Rows of such a tensor, decoded: `[rows.len(), cols]`.
@@ -158,12 +156,7 @@ impl Model {
             if encoded.companions().is_empty() {
                 continue;
             }
-            let shape = if tensor.role == Role::Carried {
-                carried_matrix(&encoded)
-            } else {
-                Some(matrix(&tensor.decoded))
-            };
-            let holding = shape.map(Holding::plain);
+            let holding = matrix_of(tensor, &encoded).map(Holding::plain);
             let encoding = holding.map(|h| encoding(&encoded, h, self.hints)).transpose()?;
             self.check_companions(&encoded, encoding.as_ref().zip(holding), 0)?;
         }
@@ -256,4 +249,9 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// The matrix that a trunk tensor decodes to; `None` of a carried one whose shape does not tell.
+fn matrix_of(tensor: &TrunkTensor, encoded: &Encoded<'_>) -> Option<(u64, u64)> {
+    if tensor.role == Role::Carried { carried_matrix(encoded) } else { Some(matrix(&tensor.decoded)) }
 }

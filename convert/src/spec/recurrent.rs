@@ -55,7 +55,7 @@ pub struct ShortConv {
 /// whose state decays at a fixed rate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lightning {
-    /// Heads.
+    /// Dimensions of a head.
     pub head_dim: usize,
     /// Each head's state is multiplied by exp(−this) at every token. `[n_heads]`
     pub slopes: Vec<f32>,

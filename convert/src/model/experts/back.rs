@@ -1,8 +1,6 @@
 //! An expert back into the tensors of a checkpoint: the inverse of reading it. Either in the encoding of the release, every
 //! byte as it was, or decoded to BF16 under the names that plain numbers have.
 
-use std::borrow::Cow;
-
 use moepack_format::{Dtype, Error, PlaneSpec, Result};
 use moepack_quant::minifloat::f32_to_bf16;
 use moepack_quant::{Isa, Planes};
@@ -11,11 +9,10 @@ use super::Stored;
 use crate::catalog::{NONE, PieceTensors};
 use crate::checkpoint::SourceTensor;
 use crate::coded::CodedExpert;
-use crate::encoding::is_blocks;
 use crate::family::{Holds, Piece, Split};
 use crate::layout::{join_rows, transpose};
 use crate::model::{Model, to_usize};
-use crate::names::Companion;
+use crate::names::{self, Companion};
 use crate::packing::{Packing, Wanted};
 use crate::spec::Part;
 
@@ -61,14 +58,10 @@ impl Model {
         if !stored.piece.holds_matrix() {
             return Ok(released);
         }
-        let (rows, cols) = (stored.rows as u64, stored.cols as u64);
         let turned = stored.plain_is_turned(self.plain_form(stored.piece));
-        let matrix = if turned { [cols, rows] } else { [rows, cols] };
-        let shape: Vec<u64> = match stored.holding.n {
-            Some(n) if stored.piece.flat => vec![n * rows, cols],
-            n => n.into_iter().chain(matrix).collect(),
-        };
-        let name = plain_name(&stored.encoded.tensor.name);
+        let lengths = stored.piece.lengths((stored.holding.rows, stored.holding.cols), turned);
+        let shape = stored.piece.stacked(stored.holding.n, &lengths);
+        let name = names::plain(&stored.encoded.tensor.name);
         released.tensors = vec![PlaneSpec::new(&name, Dtype::Bf16, &shape)];
         Ok(released)
     }
@@ -152,7 +145,7 @@ impl Model {
 
     /// The piece that holds the same as plain numbers.
     fn plain_form(&self, piece: &'static Piece) -> &'static Piece {
-        let plain = plain_name(piece.name);
+        let plain = names::plain(piece.name);
         let mut all = self.family.experts.iter().flat_map(|layout| layout.pieces);
         all.find(|p| p.name == plain).unwrap_or(piece)
     }
@@ -225,16 +218,6 @@ impl Stored<'_> {
     fn plain_is_turned(&self, plain: &Piece) -> bool {
         if plain.name == self.piece.name { self.holding.transposed } else { plain.transposed }
     }
-}
-
-/// The name of a tensor once its numbers are plain.
-fn plain_name(name: &str) -> Cow<'_, str> {
-    for ending in [".weight_packed", ".qweight"] {
-        if let Some(stem) = name.strip_suffix(ending) {
-            return Cow::Owned(format!("{stem}.weight"));
-        }
-    }
-    if is_blocks(name) { Cow::Borrowed(name.trim_end_matches("_blocks")) } else { Cow::Borrowed(name) }
 }
 
 /// Rows and columns as the integers of a tensor `weight_shape`.
