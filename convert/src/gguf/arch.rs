@@ -13,17 +13,15 @@ pub struct Arch {
     pub family: &'static str,
     /// `general.architecture`.
     pub name: &'static str,
-    /// `tokenizer.ggml.pre`: how text is cut before byte pairs are joined.
-    pub pre_tokenizer: &'static str,
     /// The graph divides weights of the chosen experts by their sum; a file cannot say so.
     pub renorm: bool,
 }
 
 /// Families that are exported: grouped-query attention without anything that llama.cpp's graph lacks.
 pub const ARCHES: &[Arch] = &[
-    Arch { family: "qwen3_moe", name: "qwen3moe", pre_tokenizer: "qwen2", renorm: true },
-    Arch { family: "qwen2_moe", name: "qwen2moe", pre_tokenizer: "qwen2", renorm: false },
-    Arch { family: "olmoe", name: "olmoe", pre_tokenizer: "olmo", renorm: false },
+    Arch { family: "qwen3_moe", name: "qwen3moe", renorm: true },
+    Arch { family: "qwen2_moe", name: "qwen2moe", renorm: false },
+    Arch { family: "olmoe", name: "olmoe", renorm: false },
 ];
 
 /// Names of trunk tensors, in a layer after `blk.N.`.

@@ -36,7 +36,7 @@ pub struct Written {
 pub fn export(model: &Model, dir: &Path, name: &str, split_bytes_max: Option<u64>) -> Result<Written> {
     let arch = arch::of(model)?;
     let mut metadata = arch.keys(model, name)?;
-    metadata.extend(vocabulary::keys(model, arch.pre_tokenizer)?);
+    metadata.extend(vocabulary::keys(model)?);
     let (sources, left_out) = sources(model)?;
     let infos: Vec<TensorInfo> = sources.iter().map(|s| s.info.clone()).collect();
     let hand_over = |i: usize, sink: &mut Sink<'_>| match sources.get(i) {
