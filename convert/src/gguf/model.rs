@@ -199,3 +199,6 @@ fn expert_source(model: &Model, layer: usize, part: Part, n_experts: usize) -> R
     let info = TensorInfo { name: format!("blk.{layer}.{word}.weight"), dims, kind };
     Ok(Source { info, data: Data::Experts(layer, part, n_experts) })
 }
+
+#[cfg(test)]
+mod tests;
