@@ -12,6 +12,7 @@
 
 pub mod arch;
 pub mod model;
+mod pretokenizer;
 pub mod read;
 pub mod types;
 pub mod value;

@@ -139,11 +139,7 @@ pub fn rope(
     dim: usize,
     positions: usize,
 ) -> Result<Scaled> {
-    let inner = section.map(|s| s.number_opt("rope_theta")).transpose()?.flatten();
-    let theta = theta
-        .or(inner)
-        .or(config.number_opt(&["rope_theta", "attn_config.rope_theta"])?)
-        .unwrap_or(rule.theta);
+    let theta = theta.or(source.theta()?).unwrap_or(rule.theta);
     if theta <= 1.0 {
         return Err(config.error(format!("rope_theta is {theta}, expected more than 1")));
     }
@@ -188,7 +184,7 @@ pub fn rope(
 }
 
 /// theta^(-2i/dim), `[dim / 2]`.
-fn frequencies(theta: f64, dim: usize) -> Vec<f32> {
+pub(crate) fn frequencies(theta: f64, dim: usize) -> Vec<f32> {
     wavelengths(theta, dim).map(|w| 1.0 / w).collect()
 }
 

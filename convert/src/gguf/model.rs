@@ -34,9 +34,9 @@ pub struct Written {
 /// `Plan` for a family or a kind of layer that llama.cpp, or this export, does not have, and for experts whose codecs
 /// GGUF cannot hold, with their places; what reading the model or writing the files says.
 pub fn export(model: &Model, dir: &Path, name: &str, split_bytes_max: Option<u64>) -> Result<Written> {
-    let arch = arch::of(model)?;
-    let mut metadata = arch.keys(model, name)?;
-    metadata.extend(vocabulary::keys(model, arch.pre_tokenizer)?);
+    arch::check(model)?;
+    let mut metadata = arch::keys(model, name)?;
+    metadata.extend(vocabulary::keys(model)?);
     let (sources, left_out) = sources(model)?;
     let infos: Vec<TensorInfo> = sources.iter().map(|s| s.info.clone()).collect();
     let hand_over = |i: usize, sink: &mut Sink<'_>| match sources.get(i) {
@@ -199,3 +199,6 @@ fn expert_source(model: &Model, layer: usize, part: Part, n_experts: usize) -> R
     let info = TensorInfo { name: format!("blk.{layer}.{word}.weight"), dims, kind };
     Ok(Source { info, data: Data::Experts(layer, part, n_experts) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use moepack_format::{Error, Result};
+use moepack_format::error::Context;
+use moepack_format::{Error, Kind, Result};
 use serde_json::Value as Json;
 
-use super::Value;
-use super::value;
+use super::pretokenizer;
+use super::value::{self, Value};
 use crate::json;
 use crate::limits::{JSON_VALUES_MAX, SIDE_FILE_BYTES_MAX};
 use crate::model::Model;
+
+const TOKENIZER: &str = "tokenizer.json";
+const TEMPLATE: &str = "chat_template.jinja";
 
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
@@ -19,31 +23,28 @@ const UNUSED: i32 = 5;
 /// The keys `tokenizer.*`; a model without tokenizer.json gets none, and runs on token ids only.
 ///
 /// # Errors
-/// A tokenizer that is no BPE, ids twice or beyond the embedding, a file that cannot be read.
-pub(super) fn keys(model: &Model, pre_tokenizer: &str) -> Result<Vec<(String, Value)>> {
-    const FILE: &str = "tokenizer.json";
+/// A tokenizer that is no BPE or cuts texts as llama.cpp does not, ids twice or beyond the embedding, a file that cannot
+/// be read.
+pub(super) fn keys(model: &Model) -> Result<Vec<(String, Value)>> {
     let text = |t: &str| Value::String(t.to_owned());
-    let bytes = match model.side_file(FILE, SIDE_FILE_BYTES_MAX) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == moepack_format::Kind::Missing => {
-            return Ok(vec![("tokenizer.ggml.model".to_owned(), text("no_vocab"))]);
-        }
-        Err(e) => return Err(e),
+    let Some(tokenizer) = side_json(model, TOKENIZER)? else {
+        return Ok(vec![("tokenizer.ggml.model".to_owned(), text("no_vocab"))]);
     };
-    let path = model.root().join(FILE);
-    let tokenizer = json::parse(&bytes, JSON_VALUES_MAX).map_err(|e| e.in_file(&path))?;
-    let tokens = Tokens::of(&tokenizer, model.spec().vocab).map_err(|e| e.in_file(&path))?;
-    let merges = merges(&tokenizer).map_err(|e| e.in_file(&path))?;
+    let path = model.root().join(TOKENIZER);
+    let tokens = Tokens::of(&tokenizer, model.spec().vocab).in_file(&path)?;
+    let merges = merges(&tokenizer).in_file(&path)?;
+    let config = side_json(model, "tokenizer_config.json")?;
+    let adds_bos = config.as_ref().and_then(|c| c.get("add_bos_token")?.as_bool()).unwrap_or(false);
     let mut keys = vec![
         ("tokenizer.ggml.model".to_owned(), text("gpt2")),
-        ("tokenizer.ggml.pre".to_owned(), text(pre_tokenizer)),
+        ("tokenizer.ggml.pre".to_owned(), text(pretokenizer::id(&tokenizer).in_file(&path)?)),
         ("tokenizer.ggml.tokens".to_owned(), Value::strings(tokens.texts.iter().cloned())),
         ("tokenizer.ggml.token_type".to_owned(), tokens.kinds()),
         ("tokenizer.ggml.merges".to_owned(), Value::strings(merges)),
-        ("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(false)),
+        ("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(adds_bos)),
     ];
-    keys.extend(special(model, &tokens)?);
-    if let Some(template) = template(model)? {
+    keys.extend(config.iter().flat_map(|config| special(config, &tokens)));
+    if let Some(template) = template(model, config.as_ref())? {
         keys.push(("tokenizer.chat_template".to_owned(), Value::String(template)));
     }
     Ok(keys)
@@ -71,6 +72,10 @@ impl Tokens {
             let (slot, old) = slot.ok_or_else(|| {
                 Error::bad_data(format!("token {text:?} has id {id:?}, but the embedding has {vocab} rows"))
             })?;
+            if *old != UNUSED && slot != text {
+                let id = id.unwrap_or_default();
+                return Err(Error::bad_data(format!("tokens {slot:?} and {text:?} both have id {id}")));
+            }
             (*slot, *old) = (text.to_owned(), kind);
             Ok(())
         };
@@ -110,8 +115,7 @@ fn merges(tokenizer: &Json) -> Result<Vec<String>> {
 }
 
 /// Ids of special tokens, by tokenizer_config.json.
-fn special(model: &Model, tokens: &Tokens) -> Result<Vec<(String, Value)>> {
-    let Some(config) = side_json(model, "tokenizer_config.json")? else { return Ok(Vec::new()) };
+fn special(config: &Json, tokens: &Tokens) -> Vec<(String, Value)> {
     let ids: BTreeMap<&str, usize> = tokens.texts.iter().enumerate().map(|(i, t)| (t.as_str(), i)).collect();
     let names =
         [("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token"), ("unknown", "unk_token")];
@@ -122,28 +126,28 @@ fn special(model: &Model, tokens: &Tokens) -> Result<Vec<(String, Value)>> {
     };
     let key =
         |(name, key): (&str, &str)| Some((format!("tokenizer.ggml.{name}_token_id"), Value::U32(id(key)?)));
-    Ok(names.into_iter().filter_map(key).collect())
+    names.into_iter().filter_map(key).collect()
 }
 
-fn template(model: &Model) -> Result<Option<String>> {
-    let bytes = match model.side_file("chat_template.jinja", SIDE_FILE_BYTES_MAX) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == moepack_format::Kind::Missing => {
-            let config = side_json(model, "tokenizer_config.json")?;
-            let text = config.as_ref().and_then(|c| c.get("chat_template")?.as_str().map(str::to_owned));
-            return Ok(text);
-        }
-        Err(e) => return Err(e),
+/// The chat template: a file of its own, or in tokenizer_config.json.
+fn template(model: &Model, config: Option<&Json>) -> Result<Option<String>> {
+    let Some(bytes) = side_file(model, TEMPLATE)? else {
+        return Ok(config.and_then(|c| c.get("chat_template")?.as_str().map(str::to_owned)));
     };
-    Ok(String::from_utf8(bytes).ok())
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|_| Error::bad_data("not UTF-8").in_file(model.root().join(TEMPLATE)))
 }
 
 fn side_json(model: &Model, name: &str) -> Result<Option<Json>> {
+    let Some(bytes) = side_file(model, name)? else { return Ok(None) };
+    json::parse(&bytes, JSON_VALUES_MAX).map(Some).in_file(model.root().join(name))
+}
+
+/// A file beside the weights, if it is there.
+fn side_file(model: &Model, name: &str) -> Result<Option<Vec<u8>>> {
     match model.side_file(name, SIDE_FILE_BYTES_MAX) {
-        Ok(bytes) => {
-            json::parse(&bytes, JSON_VALUES_MAX).map(Some).map_err(|e| e.in_file(model.root().join(name)))
-        }
-        Err(e) if e.kind() == moepack_format::Kind::Missing => Ok(None),
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == Kind::Missing => Ok(None),
         Err(e) => Err(e),
     }
 }

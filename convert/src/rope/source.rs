@@ -30,6 +30,15 @@ impl<'a> Source<'a> {
         Ok(Source { config, section: part.or(section) })
     }
 
+    /// The base of the frequencies, where config.json says it.
+    ///
+    /// # Errors
+    /// `BadData` for anything but a number.
+    pub fn theta(&self) -> Result<Option<f64>> {
+        let inner = self.section.map(|s| s.number_opt("rope_theta")).transpose()?.flatten();
+        Ok(inner.or(self.config.number_opt(&["rope_theta", "attn_config.rope_theta"])?))
+    }
+
     /// Whether this is the part called `label` of a section that has parts.
     pub fn is_part(&self, label: &str) -> bool {
         self.section.is_some_and(|s| s.is_part(label))
