@@ -54,7 +54,7 @@ use moepack_convert::Model;
 use moepack_convert::spec::{ModelSpec, Role};
 use moepack_convert::tensor::{Expert, Tensor};
 use moepack_format::{Error, Result};
-use moepack_quant::Isa;
+use moepack_quant::{Isa, math};
 
 pub use experts::GatedMlp;
 pub use head::{Head, HeadScratch};
@@ -324,4 +324,15 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
         buffer.resize(len, 0.0);
     }
     &mut buffer[..len]
+}
+
+/// x = x · sigmoid(x)
+fn silu_all(isa: Isa, x: &mut [f32]) {
+    let mut gates = [0.0; 1024];
+    for x in x.chunks_mut(gates.len()) {
+        let gates = &mut gates[..x.len()];
+        gates.copy_from_slice(x);
+        math::sigmoid_all(isa, gates);
+        x.iter_mut().zip(&*gates).for_each(|(x, g)| *x *= g);
+    }
 }

@@ -83,26 +83,38 @@ impl Blocks {
         let mut best = Chosen::default();
         best.clear();
         best.push_best(&scores, n_used);
-        let (size, end) = (size as u32, t as u32 + 1);
-        chosen.push(best.of(0).iter().flat_map(|&b| b * size..end.min((b + 1) * size)));
+        let keys = |&b: &u32| b as usize * size..(t + 1).min((b as usize + 1) * size);
+        chosen.push(best.of(0).iter().flat_map(keys).map(|key| key as u32));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use moepack_convert::limits::POSITIONS_MAX;
+
     use super::*;
 
     #[test]
     fn the_best_block_and_the_last_are_seen() {
         let spec = Spec { n_heads: 1, head_dim: 1, size: 2, n_used: 2, n_local: 1 };
+        assert_eq!(choice(spec, &[1.0, 5.0, 4.0, 4.5, -1.0]), [0, 1, 4]);
+        assert_eq!(choice(spec, &[1.0, 2.0]), [0, 1]);
+    }
+
+    #[test]
+    fn a_block_may_be_longer_than_any_window() {
+        let spec = Spec { n_heads: 1, head_dim: 1, size: POSITIONS_MAX, n_used: 2, n_local: 1 };
+        assert_eq!(choice(spec, &[1.0, 2.0]), [0, 1]);
+    }
+
+    /// The keys that the last of some tokens sees, whose products with it these are.
+    fn choice(spec: Spec, products: &[f32]) -> Vec<u32> {
         let linear = || Linear::new(&[0.0], None, 1, 1);
         let norm = || Norm::unweighted(1, 0.0);
         let blocks = Blocks { spec, queries: linear(), keys: linear(), query_norm: norm(), key_norm: norm() };
         let mut chosen = Chosen::default();
         chosen.clear();
-        blocks.push(4, &[1.0, 5.0, 4.0, 4.5, -1.0], &mut chosen);
-        blocks.push(1, &[1.0, 2.0], &mut chosen);
-        assert_eq!(chosen.of(0), [0, 1, 4]);
-        assert_eq!(chosen.of(1), [0, 1]);
+        blocks.push(products.len() - 1, products, &mut chosen);
+        chosen.of(0).to_vec()
     }
 }

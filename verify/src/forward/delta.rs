@@ -17,10 +17,11 @@ use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
 use super::attention::{PARALLEL_TOKENS, Scratch};
+use super::convolution::Convolution;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::router::{softplus, vector};
-use super::{Weights, sized, tensor};
+use super::{Weights, silu_all, sized, tensor};
 
 /// Added to the squared length of queries and keys, in the reference.
 const LENGTH_EPS: f32 = 1e-6;
@@ -29,8 +30,7 @@ const LENGTH_EPS: f32 = 1e-6;
 pub(super) struct Delta {
     spec: Spec,
     projections: Projections,
-    /// `[channels, kernel]`
-    conv: Vec<f32>,
+    conv: Convolution,
     /// −exp(A), for each decay.
     decay: Vec<f32>,
     /// One for each decay.
@@ -153,7 +153,8 @@ impl Delta {
         let projected = sized(q, len * spec.n_channels()); // [len, channels]
         self.projections.qkv.apply(isa, x, projected);
         let u = sized(k, projected.len()); // [len, channels]
-        self.convolve(isa, projected, u);
+        self.conv.apply(projected, u);
+        silu_all(isa, u);
         self.normalise(isa, u);
         let (betas, decays) = self.gates(isa, x);
         let heads = sized(heads, len * n); // [n_v_heads, len, v_dim]
@@ -183,23 +184,6 @@ impl Delta {
         let out = sized(out, x.len()); // [len, hidden]
         self.o.apply(isa, gated, out);
         out
-    }
-
-    /// Causal convolution of each channel with its own kernel, then silu. Both are `[len, channels]`.
-    fn convolve(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
-        let (n, kernel) = (self.spec.n_channels(), self.spec.kernel);
-        for (t, out) in out.chunks_exact_mut(n).enumerate() {
-            out.fill(0.0);
-            for j in 0..kernel.min(t + 1) {
-                // The last weight of a kernel is that of the token itself.
-                let row = &x[(t - j) * n..][..n];
-                let weights = self.conv.chunks_exact(kernel).map(|w| w[kernel - 1 - j]);
-                out.iter_mut().zip(row).zip(weights).for_each(|((o, v), w)| *o += v * w);
-            }
-            let mut gates = out.to_vec();
-            math::sigmoid_all(isa, &mut gates);
-            out.iter_mut().zip(gates).for_each(|(v, g)| *v *= g);
-        }
     }
 
     /// Queries and keys of length 1, queries divided by the root of their dimensions.
@@ -266,13 +250,15 @@ impl Delta {
     }
 }
 
-/// The kernels of all channels, `[channels, kernel]`.
-fn convolution(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Vec<f32>> {
+/// The kernels of all channels.
+fn convolution(weights: &dyn Weights, layer: usize, spec: &Spec) -> Result<Convolution> {
     let part = |role, n| tensor(weights, Some(layer), role, &[n, 1, spec.kernel]);
-    if !spec.projections.is_kimi() {
-        return part(Role::DeltaConv, spec.n_channels());
-    }
     let (keys, values) = (spec.n_k_heads * spec.k_dim, spec.n_v_heads * spec.v_dim);
-    Ok([part(Role::DeltaConvQ, keys)?, part(Role::DeltaConvK, keys)?, part(Role::DeltaConvV, values)?]
-        .concat())
+    let kernels = if spec.projections.is_kimi() {
+        [part(Role::DeltaConvQ, keys)?, part(Role::DeltaConvK, keys)?, part(Role::DeltaConvV, values)?]
+            .concat()
+    } else {
+        part(Role::DeltaConv, spec.n_channels())?
+    };
+    Ok(Convolution::new(&kernels, spec.n_channels(), 1))
 }

@@ -11,7 +11,7 @@ use moepack_quant::{Isa, math};
 
 use super::linear::Linear;
 use super::norm::NOTES as NORM_NOTES;
-use super::{Weights, tensor};
+use super::{Weights, silu_all, tensor};
 
 /// The roles of the tensors.
 pub(super) struct GatedRoles {
@@ -105,13 +105,6 @@ impl Gated {
             out.iter_mut().for_each(|v| *v /= n);
         }
     }
-}
-
-/// x · sigmoid(x)
-pub(super) fn silu_all(isa: Isa, x: &mut [f32]) {
-    let mut gates = x.to_vec();
-    math::sigmoid_all(isa, &mut gates);
-    x.iter_mut().zip(gates).for_each(|(x, g)| *x *= g);
 }
 
 /// RMS of each stream on its own, with weights of all of them.

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::attention::{PARALLEL_TOKENS, Scratch};
 use super::linear::Linear;
 use super::norm::Norm;
-use super::{Weights, sized, tensor};
+use super::{Weights, silu_all, sized, tensor};
 
 /// `eps` of the norm over all heads, in the reference.
 const NORM_EPS: f32 = 1e-6;
@@ -50,13 +50,10 @@ impl Lightning {
     /// One window, `[len, hidden]` to the same.
     pub(super) fn window<'s>(&self, isa: Isa, x: &[f32], scratch: &'s mut Scratch) -> &'s mut [f32] {
         let (len, d, inner) = (x.len() / self.o.n(), self.head_dim, self.o.k());
-        let Scratch { q, k, gates, heads, mixed, out, .. } = scratch;
+        let Scratch { q, gates, heads, mixed, out, .. } = scratch;
         let qkv = sized(q, len * 3 * inner); // [len, n_heads, 3, head_dim]
         self.qkv.apply(isa, x, qkv);
-        let factors = sized(k, qkv.len());
-        factors.copy_from_slice(qkv);
-        math::sigmoid_all(isa, factors);
-        qkv.iter_mut().zip(&*factors).for_each(|(v, f)| *v *= f);
+        silu_all(isa, qkv);
         let heads = sized(heads, len * inner); // [n_heads, len, head_dim]
         let one = |(h, out): (usize, &mut [f32])| self.head(isa, h, qkv, out);
         if len < PARALLEL_TOKENS {

@@ -13,9 +13,10 @@ use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
-use super::gated::{GroupNorm, silu_all};
+use super::convolution::Convolution;
+use super::gated::GroupNorm;
 use super::linear::Linear;
-use super::{Weights, tensor};
+use super::{Weights, silu_all, tensor};
 use crate::tokens::Windows;
 
 /// Values of a table that is held in memory: 1 GiB.
@@ -36,8 +37,8 @@ pub(super) struct Ngrams {
     key_norm: GroupNorm,
     query_norm: GroupNorm,
     conv_norm: GroupNorm,
-    /// `[n_streams · hidden, kernel]`
-    conv: Vec<f32>,
+    /// Of tokens as far apart as the longest n-gram is long.
+    conv: Convolution,
 }
 
 impl Ngrams {
@@ -45,6 +46,7 @@ impl Ngrams {
         let (l, hidden, width) = (Some(layer), weights.spec().hidden, weights.spec().width());
         let norm = |role| GroupNorm::load(weights, l, role);
         check_tables(weights, layer, spec)?;
+        let kernels = tensor(weights, l, Role::NgramConv, &[width, 1, spec.kernel])?;
         Ok(Ngrams {
             spec: spec.clone(),
             hidden,
@@ -54,7 +56,7 @@ impl Ngrams {
             key_norm: norm(Role::NgramKeyNorm)?,
             query_norm: norm(Role::NgramQueryNorm)?,
             conv_norm: norm(Role::NgramConvNorm)?,
-            conv: tensor(weights, l, Role::NgramConv, &[width, 1, spec.kernel])?,
+            conv: Convolution::new(&kernels, width, spec.factors.len()),
         })
     }
 
@@ -92,23 +94,10 @@ impl Ngrams {
         }
         math::add(isa, rows, &gated);
         self.conv_norm.apply_in_place(isa, &mut gated);
-        math::add(isa, rows, &self.convolved(isa, &gated));
-    }
-
-    /// silu of the causal convolution, channel by channel; both are `[len, n_streams · hidden]`.
-    fn convolved(&self, isa: Isa, x: &[f32]) -> Vec<f32> {
-        let (width, kernel, apart) = (self.key.n(), self.spec.kernel, self.spec.factors.len());
-        let mut out = vec![0.0; x.len()];
-        for (t, out) in out.chunks_exact_mut(width).enumerate() {
-            for j in (0..kernel).take_while(|j| j * apart <= t) {
-                // The last weight of a kernel is that of the token itself.
-                let row = &x[(t - j * apart) * width..][..width];
-                let weights = self.conv.chunks_exact(kernel).map(|w| w[kernel - 1 - j]);
-                out.iter_mut().zip(row).zip(weights).for_each(|((o, v), w)| *o += v * w);
-            }
-        }
-        silu_all(isa, &mut out);
-        out
+        let mut convolved = vec![0.0; gated.len()]; // [len, n_streams · hidden]
+        self.conv.apply(&gated, &mut convolved);
+        silu_all(isa, &mut convolved);
+        math::add(isa, rows, &convolved);
     }
 
     /// The rows of the table that each token's n-grams hash to.

@@ -64,12 +64,11 @@ impl Pools {
 
 /// The tokens that each of `len` queries sees where these pools are chosen.
 fn tokens(size: usize, len: usize, pools: &Chosen, chosen: &mut Chosen) {
-    let size = size as u32;
     chosen.clear();
     for t in 0..len {
-        let of_pools = pools.of(t).iter().flat_map(|&p| p * size..(p + 1) * size);
-        let end = t as u32 + 1;
-        chosen.push(of_pools.chain(end / size * size..end));
+        let of_pools = pools.of(t).iter().flat_map(|&p| p as usize * size..(p as usize + 1) * size);
+        let tail = (t + 1) / size * size..t + 1;
+        chosen.push(of_pools.chain(tail).map(|key| key as u32));
     }
 }
 
@@ -140,6 +139,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use moepack_convert::limits::POSITIONS_MAX;
+
     use super::*;
 
     #[test]
@@ -154,5 +155,14 @@ mod tests {
         assert_eq!(chosen.of(1), [0, 1]);
         assert_eq!(chosen.of(2), [0; 0]);
         assert_eq!(chosen.of(7), [3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_pool_may_be_longer_than_any_window() {
+        let (mut of_pools, mut chosen) = (Chosen::default(), Chosen::default());
+        of_pools.clear();
+        (0..3).for_each(|_| of_pools.push(0..0));
+        tokens(POSITIONS_MAX, 3, &of_pools, &mut chosen);
+        assert_eq!(chosen.of(2), [0, 1, 2]);
     }
 }

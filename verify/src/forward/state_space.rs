@@ -22,7 +22,7 @@ use super::convolution::Convolution;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::router::softplus;
-use super::{Weights, sized, tensor};
+use super::{Weights, silu_all, sized, tensor};
 
 /// Channels that are run together where each has a step of its own.
 const BLOCK_CHANNELS: usize = 64;
@@ -138,9 +138,7 @@ impl StateSpace {
             to.copy_from_slice(&row[first..][..n]);
         }
         self.conv.apply(buffer, u);
-        buffer.copy_from_slice(u);
-        math::sigmoid_all(isa, buffer);
-        u.iter_mut().zip(&*buffer).for_each(|(v, g)| *v *= g);
+        silu_all(isa, u);
     }
 
     /// Steps, what goes into states and what is read from them.
