@@ -34,7 +34,7 @@
 //! - Zero is exact; its sign is lost. NaN, infinity and magnitudes beyond 2^126 are refused when encoding.
 //! - A decoder refuses what does not end where it should: lengths must add up, every lane must end in the state in which an
 //!   encoder starts, and no word may be left.
-//! - Rate: `bits` a weight are an upper limit, met within .02 %, in small matrices within a byte or two, or .1 % above 3.2 bits;
+//! - Rate: `bits` a weight are an upper limit, met within .02 %, in small matrices within a few bytes;
 //!   header, side information and the states of lanes are counted. What would not fit in the end is zeros in the last columns.
 //!   Matrices of fewer than 32 rows, and the smallest of all, may take more than the rate says (`layout::least_bytes`).
 //!   While columns are coded, `rate.rs` chooses their steps so that the bytes are filled: by what a squared error costs in

@@ -43,14 +43,15 @@ impl Coder<'_> {
         Choice { value, step, octaves, table: table_for(octaves) }
     }
 
-    /// The same with the next coarser step, if other columns have it too.
-    pub(super) fn coarser(&self, choice: Choice) -> Option<Choice> {
-        let value = i32::from(choice.value) + 1;
-        let most = self.known.as_ref().map_or(0, |k| k.steps.1).min(SIDE_MAX);
-        let octaves = choice.octaves - f64::from(self.stored.step_unit) / STEP_OCTAVE;
-        (value <= most && self.w.rows >= ROWS_OF_STEPS).then(|| Choice {
-            value: value as i8,
-            step: step(self.stored.scale, self.stored.step_unit, value as i8),
+    /// The same with the step that is `by` units coarser, if other columns have it too.
+    pub(super) fn neighbour(&self, choice: Choice, by: i8) -> Option<Choice> {
+        let value = choice.value.checked_add(by)?;
+        let steps = self.known.as_ref()?.steps;
+        let is_known = (steps.0.max(-SIDE_MAX)..=steps.1.min(SIDE_MAX)).contains(&i32::from(value));
+        let octaves = choice.octaves - f64::from(by) * f64::from(self.stored.step_unit) / STEP_OCTAVE;
+        (is_known && self.w.rows >= ROWS_OF_STEPS).then(|| Choice {
+            value,
+            step: step(self.stored.scale, self.stored.step_unit, value),
             octaves,
             table: table_for(octaves),
         })

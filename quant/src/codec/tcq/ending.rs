@@ -181,11 +181,11 @@ impl Ending {
         (self.measured, self.own_measured) = (coder.bits_so_far(), self.own);
     }
 
-    /// Codes it again, bits weighing more or less, or with a coarser step where steps are fine: there the weight of bits hardly
+    /// Codes it again, bits weighing more or less, or with another step where steps are fine: there the weight of bits hardly
     /// matters. Otherwise the step stays, since another would be one more value to tell.
     fn retry(&mut self, coder: &mut Coder<'_>, x: &[f32], octaves: f64) {
-        match coder.coarser(self.choice) {
-            Some(coarser) if octaves < 0.0 && self.choice.octaves > FINE_OCTAVES => self.choice = coarser,
+        match coder.neighbour(self.choice, if octaves < 0.0 { 1 } else { -1 }) {
+            Some(neighbour) if self.choice.octaves > FINE_OCTAVES => self.choice = neighbour,
             _ => self.choice.octaves += octaves,
         }
         coder.stored.steps[self.column] = self.choice.value;
