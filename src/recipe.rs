@@ -43,8 +43,8 @@ const FILLED_TO: u64 = 2000;
 /// Bytes of a recipe file: a rule for each matrix of the largest models takes less.
 const RECIPE_BYTES_MAX: u64 = 64 << 20;
 
-/// Bits per weight that may be asked of a codec whose rate is free.
-pub const BITS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
+/// Bits per weight that may be asked of a codec whose rate is free. Tables of the trellis end at about 6.97.
+pub const BITS: std::ops::RangeInclusive<f64> = 1.0..=6.9;
 
 pub use moepack_format::ALIGN_DEFAULT;
 

@@ -59,6 +59,7 @@ impl std::fmt::Display for Damage {
         let mut place = vec![self.file.clone()];
         place.extend(self.layer.map(|layer| format!("layer {layer}")));
         place.extend(self.expert.map(|expert| format!("expert {expert}")));
+        place.extend(self.tensor.clone());
         place.extend(self.byte.map(|byte| format!("byte {byte}")));
         f.write_str(&crate::error::printable(&format!("{}: {}", place.join(", "), self.what)))
     }

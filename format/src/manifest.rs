@@ -66,6 +66,9 @@ pub struct Manifest {
     pub trunk: Vec<TrunkEntry>,
     /// Codec of each trunk tensor that is not stored as the checkpoint had it.
     pub trunk_codecs: BTreeMap<String, String>,
+    /// Relative squared error of each of these by name, where calibration decided how they were coded.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trunk_errors: BTreeMap<String, f64>,
     /// Tensors of the checkpoint that the bundle does not have.
     pub left_out: Vec<LeftOut>,
     /// Sums over all of it.

@@ -56,6 +56,7 @@ impl SmallBundle {
             layers,
             trunk,
             trunk_codecs: Default::default(),
+            trunk_errors: Default::default(),
             left_out: Vec::new(),
             sha256: String::new(),
         };

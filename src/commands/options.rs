@@ -5,19 +5,20 @@ use std::time::Instant;
 
 use clap::Args;
 use moepack_convert::{Model, OpenOptions};
-use moepack_format::{Error, Result};
+use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_quant::codec::CODECS;
 use moepack_quant::solve::{SOLVERS, solver};
 
 use moepack_verify::tokens::Windows;
 
-use crate::engine::allocation::{Ask, Candidates, Limit, check_met, recipe_within};
+use crate::engine::allocation::trunk::{TRUNK_CODED, Trade};
+use crate::engine::allocation::{Ask, Candidates, Limit, SHORTFALL, check_met, recipe_within};
 use crate::engine::coder::Coder;
 use crate::engine::prediction::Plan;
 use crate::engine::sensitivity::{FirstPass, Sensitivity, first_pass};
 use crate::engine::sizes::{CalibrationSize, Sizes};
-use crate::output::warn;
+use crate::output::{say, warn};
 use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, TrunkRule, moe_layers};
 use crate::session::Session;
 
@@ -84,7 +85,8 @@ pub struct RecipeArgs {
     /// Allocation gives each expert bits of its own, by how much it is used (needs --calibrate)
     #[arg(long, conflicts_with = "recipe")]
     pub per_expert: bool,
-    /// Codec of attention, dense MLPs and shared experts; everything else of the trunk is always kept
+    /// Codec of the matrices of attention, dense MLPs and shared experts, or native; everything else of the trunk is always
+    /// kept. Default: native, but with --target-size int8-g64 where that is expected to lose less
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     pub trunk_codec: Option<String>,
     /// Bits per weight of the trunk's matrices, for a --trunk-codec whose rate is free, such as tcq256
@@ -213,23 +215,65 @@ impl RecipeArgs {
             recipe.validate()?;
             Choices::of(recipe, model.spec())
         };
+        let mut trunk = TrunkChoice { rule: self.trunk()?, is_open: self.is_trunk_open() };
         let mut recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
-            None => self.made(model, limit, &given, None)?,
+            None => self.made(model, limit, &given, None, &mut trunk)?,
         };
         let mut choices = choices_of(&recipe)?;
         let mut first = None;
         if let Some(text) = given.text {
             let coder = Coder { isa: Isa::get(), choices: &choices, solver: solver(&recipe.solver)? };
-            let measured = session.in_pool(|| first_pass(session, model, text, &coder, limit.is_some()))?;
-            if let Some(sensitivity) = &measured.sensitivity {
-                recipe = self.made(model, limit, &given, Some(sensitivity))?;
-                choices = choices_of(&recipe)?;
-            }
-            first = Some(measured);
+            let tried = if trunk.is_open { coded_trunk().choice()? } else { recipe.trunk_choice()? };
+            let pass = || first_pass(session, model, text, &coder, limit.is_some(), &tried);
+            first = Some(session.in_pool(pass)?);
+        }
+        if trunk.is_open {
+            first = self.settle_trunk(model, limit, &given, (&recipe, &choices), first, &mut trunk)?;
+        }
+        let sensitivity = first.as_ref().and_then(|first| first.sensitivity.as_ref());
+        if self.recipe.is_none() && (sensitivity.is_some() || trunk.rule != recipe.trunk) {
+            recipe = self.made(model, limit, &given, sensitivity, &mut trunk)?;
+            choices = choices_of(&recipe)?;
         }
         let sizes = Sizes::of(model, &recipe, &choices, given.size())?;
         Ok(Prepared { recipe, choices, sizes, first })
+    }
+
+    /// Whether the budget decides what becomes of the trunk.
+    fn is_trunk_open(&self) -> bool {
+        self.recipe.is_none() && self.target_size.is_some() && self.trunk_codec.is_none()
+    }
+
+    /// Codes the trunk if experts gain more by it than it loses; `made` is the recipe with the trunk as released. Gives what
+    /// the first pass says of the recipe to come.
+    fn settle_trunk(
+        &self,
+        model: &Model,
+        limit: Option<Limit>,
+        given: &Given<'_>,
+        (recipe, choices): (&Recipe, &Choices),
+        first: Option<FirstPass>,
+        trunk: &mut TrunkChoice,
+    ) -> Result<Option<FirstPass>> {
+        let mut other = TrunkChoice { rule: Some(coded_trunk()), is_open: false };
+        let coded = self.made(model, limit, given, None, &mut other)?;
+        let coded = Sizes::of(model, &coded, &Choices::of(&coded, model.spec())?, given.size())?;
+        let released = Sizes::of(model, recipe, choices, given.size())?;
+        let trade = Trade::of(released.bits_each(), coded.bits_each(), first.as_ref());
+        trunk.is_open = false;
+        let codes_nothing = coded.trunk_learning.n_weights == 0;
+        // Experts cannot take what the trunk gives back.
+        let is_short = coded.bundle_bytes() as f64 * (1.0 + SHORTFALL) < released.bundle_bytes() as f64;
+        if codes_nothing || is_short || !trade.is_for_coding() {
+            return Ok(first.map(|first| FirstPass { trunk_kld: None, ..first }));
+        }
+        say(&format!(
+            "note: trunk in {TRUNK_CODED}: mean KLD {:.1e} is expected, {:.1e} with it as released; --trunk-codec says otherwise",
+            trade.coded, trade.released
+        ));
+        trunk.rule = other.rule;
+        Ok(first.map(|first| first.at_rate(coded.bits_each(), released.bits_each())))
     }
 
     /// A recipe from options alone.
@@ -239,12 +283,12 @@ impl RecipeArgs {
         limit: Option<Limit>,
         given: &Given<'_>,
         sensitivity: Option<&Sensitivity>,
+        trunk: &mut TrunkChoice,
     ) -> Result<Recipe> {
         let default = Calibrated::by(given.text.is_some(), given.stats_tokens.is_some()).solver();
         let solver_name = self.solver.as_deref().unwrap_or(default);
         solver(solver_name)?;
         let align = self.align.unwrap_or(ALIGN_DEFAULT);
-        let trunk = self.trunk()?;
         let Some(limit) = limit else {
             let codec = match &self.codec {
                 Some(codec) => codec,
@@ -254,13 +298,32 @@ impl RecipeArgs {
             if codec != NATIVE {
                 moepack_quant::codec(codec)?;
             }
-            return Ok(Recipe { trunk, ..Recipe::uniform(codec, solver_name, align) });
+            return Ok(Recipe { trunk: trunk.rule.clone(), ..Recipe::uniform(codec, solver_name, align) });
         };
         let (candidates, per_expert) = (self.candidates()?, self.per_expert);
         let (solver, calibrated) = (solver_name, given.size());
-        let trunk = trunk.as_ref();
-        let ask = Ask { limit, candidates, solver, trunk, align, sensitivity, per_expert, calibrated };
-        let recipe = recipe_within(model, &ask)?;
+        let rule = trunk.rule.clone();
+        let mut ask = Ask {
+            limit,
+            candidates,
+            solver,
+            trunk: rule.as_ref(),
+            align,
+            sensitivity,
+            per_expert,
+            calibrated,
+        };
+        let coded = coded_trunk();
+        let recipe = match recipe_within(model, &ask) {
+            // Only a coded trunk leaves experts enough.
+            Err(e) if trunk.is_open && e.kind() == Kind::Plan => {
+                ask.trunk = Some(&coded);
+                let recipe = recipe_within(model, &ask)?;
+                *trunk = TrunkChoice { rule: Some(coded.clone()), is_open: false };
+                recipe
+            }
+            recipe => recipe?,
+        };
         // The recipe of the first pass is none that anybody gets.
         if sensitivity.is_some() || given.text.is_none() {
             check_met(model, &recipe, &ask)?;
@@ -291,6 +354,17 @@ impl RecipeArgs {
             format!("{CODEC_OF_BUDGETS} meets any; --codec {FIXED_RATES} chooses among integer codecs"),
         ))
     }
+}
+
+/// What becomes of the trunk.
+struct TrunkChoice {
+    rule: Option<TrunkRule>,
+    /// Whether that is still to be decided, and the trunk is as released until then.
+    is_open: bool,
+}
+
+fn coded_trunk() -> TrunkRule {
+    TrunkRule { codec: TRUNK_CODED.to_owned(), bits: None }
 }
 
 /// Whether all routed experts were released in fewer bits than a float has, so that coding them anew would only lose.

@@ -81,7 +81,16 @@ fn trunk(
         (None, None) => {}
         (Some(_), Some(planes)) if bundle.trunk_planes(kept)? == planes => return Ok(None),
         (Some(codec), Some(_)) => {
-            return Ok(damage(None, format!("is not what coding the checkpoint's as {codec} gives")));
+            let recorded = bundle.bundle().and_then(|b| b.manifest.trunk_errors.get(&tensor.name).copied());
+            let found = || trunk_error(bundle, checkpoint, tensor);
+            let what = match recorded {
+                None => format!("is not what coding the checkpoint's as {codec} gives"),
+                Some(recorded) => match too_large(found()?, recorded) {
+                    Some(what) => what,
+                    None => return Ok(None),
+                },
+            };
+            return Ok(damage(None, what));
         }
         (found, _) => {
             let found = found.unwrap_or_else(|| "released".to_owned());
@@ -141,15 +150,23 @@ fn experts(
         }));
         Ok(())
     })?;
-    let found = sums.relative();
-    let recorded = entry.error.unwrap_or(0.0);
-    if found > recorded * (1.0 + ERROR_SLACK) || found.is_nan() {
-        let what = format!(
-            "relative squared error {found:e} against the checkpoint, the manifest records {recorded:e}"
-        );
-        damage.push(difference(&entry.bank, Some(id), what));
-    }
+    let what = too_large(sums.relative(), entry.error.unwrap_or(0.0));
+    damage.extend(what.map(|what| difference(&entry.bank, Some(id), what)));
     Ok(damage)
+}
+
+/// Relative squared error of a coded trunk matrix.
+fn trunk_error(bundle: &Model, checkpoint: &Model, tensor: &TrunkTensor) -> Result<f64> {
+    let of = |model: &Model| model.trunk(tensor.layer, tensor.role);
+    Ok(SquareSums::of(Isa::get(), &of(checkpoint)?.data, &of(bundle)?.data).relative())
+}
+
+/// What is wrong with an error above the one that the manifest records.
+fn too_large(found: f64, recorded: f64) -> Option<String> {
+    let is_larger = found > recorded * (1.0 + ERROR_SLACK) || found.is_nan();
+    is_larger.then(|| {
+        format!("relative squared error {found:e} against the checkpoint, the manifest records {recorded:e}")
+    })
 }
 
 fn difference(file: &str, layer: Option<u32>, what: String) -> Damage {

@@ -18,6 +18,7 @@ use crate::recipe::{
 
 pub mod fixed;
 pub mod free;
+pub mod trunk;
 mod units;
 
 /// What a bundle may take.
@@ -73,7 +74,7 @@ impl Ask<'_> {
 /// What a quotient may be beyond the number that it was made for.
 const ROUNDING: f64 = 1e-9;
 /// Shortfall that is worth a word.
-const SHORTFALL: f64 = 1e-3;
+pub const SHORTFALL: f64 = 1e-3;
 
 /// The recipe that loses least within the limit.
 ///

@@ -11,6 +11,7 @@ use rustix::fs::StatVfsMountFlags;
 
 use crate::engine::evidence::HELD_OUT_MAX;
 use crate::engine::sizes::Sizes;
+use crate::engine::trunk::Learning;
 use crate::output::say;
 use crate::session::Session;
 use crate::size::human;
@@ -74,7 +75,10 @@ impl Budget {
         let mut layers = threads
             * (sizes.expert_source_bytes_max + expert_bytes(spec) / 3 + coded + sizes.coding_bytes_max);
         // So do the trunk's matrices before them.
-        let coded_trunk = (threads + AHEAD) * sizes.trunk_coding_bytes_max;
+        let mut coded_trunk = (threads + AHEAD) * sizes.trunk_coding_bytes_max;
+        if let Some(text) = calibration {
+            coded_trunk += learning_bytes(model, sizes.trunk_learning, threads, text);
+        }
         let (mut streams, mut head) = (0, 0);
         // The evaluation is two streams; an expert's outputs of both wait for their turn, a third one is compared.
         for (windows, n_streams, n_compared) in [(calibration, 1, 0), (evaluation, 2, 1)] {
@@ -202,6 +206,21 @@ fn output_bytes(spec: &ModelSpec, n_tokens: u64) -> u64 {
         |(_, moe): (usize, &moepack_convert::spec::Moe)| moe.n_experts_used as f64 / moe.n_experts as f64;
     let share = spec.moe_layers().map(share).fold(0.0, f64::max);
     ((n_tokens * 4 * spec.hidden as u64) as f64 * share) as u64
+}
+
+/// A text on its way through the trunk before it is coded, and coding by what it tells.
+fn learning_bytes(model: &Model, learning: Learning, threads: u64, text: &Windows) -> u64 {
+    if learning.cols_max == 0 {
+        return 0;
+    }
+    let (spec, n_tokens) = (model.spec(), learning.n_tokens(text) as u64);
+    let thread = 3 * expert_bytes(spec) + window_bytes(spec, text.ctx());
+    let running = layer_bytes_max(model)
+        + threads * thread
+        + output_bytes(spec, (threads + 1) * n_tokens)
+        + learning.row_bytes_max;
+    let coding = threads * learning.solving_bytes_max;
+    stream_bytes(spec, n_tokens) + learning.hessian_bytes_max + running.max(coding)
 }
 
 /// Hessians of the largest layer: the pool's, and in each thread those of an expert, the factor of one of them, the

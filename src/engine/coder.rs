@@ -137,7 +137,10 @@ impl Coder<'_> {
     }
 
     /// As the solver does it, unless rounding to nearest loses less over inputs that the solver did not see.
-    fn judged(
+    ///
+    /// # Errors
+    /// A matrix that the codec cannot hold, NaN or infinity in it.
+    pub fn judged(
         &self,
         w: Matrix<'_>,
         codec: &CodecRef,
@@ -181,7 +184,8 @@ fn checked(part: CodedPart) -> Result<CodedPart> {
 }
 
 impl MatrixNote {
-    fn of(part: Part) -> MatrixNote {
+    /// Nothing known yet of a matrix.
+    pub fn of(part: Part) -> MatrixNote {
         MatrixNote {
             part,
             bits: 0.0,

@@ -41,10 +41,6 @@ pub const KLD_PER_ERROR: f64 = 4.0;
 /// but the experts is as in the checkpoint.
 pub const KLD_FLOOR: f64 = 1e-4;
 
-/// KLD of coded experts over that of white noise which spoils outputs as much: measured on two small models
-/// (docs/allocation.md). Coded errors are not quite white.
-const CODED_OVER_WHITE: f64 = 1.25;
-
 /// Weights of a matrix that are tried.
 const SAMPLE_WEIGHTS: usize = 1 << 19;
 /// Layers that are tried.
@@ -99,7 +95,8 @@ pub fn predict(session: &Session, plan: Plan<'_>, budget: &Budget) -> Result<Pre
         Some(first) => known_trials(first),
         None => session.in_pool(|| trials(&plan))?,
     };
-    let coding = trials.seconds_a_weight * plan.sizes.expert_weights() as f64 / session.threads as f64;
+    let coded_weights = plan.sizes.expert_weights() + plan.sizes.trunk_learning.n_weights;
+    let coding = trials.seconds_a_weight * coded_weights as f64 / session.threads as f64;
     let texts = text_seconds(&plan, session.threads)?;
     let files = FILE_SECONDS * (plan.sizes.layers.len() + 8) as f64 + hash_seconds(&plan, session.threads);
     let measuring =
@@ -127,7 +124,8 @@ struct Trials {
 fn known_trials(first: &FirstPass) -> Trials {
     let seconds: f64 = first.trials.iter().map(|t| t.coding_seconds).sum();
     let n_weights: usize = first.trials.iter().map(|t| t.n_weights).sum();
-    Trials { seconds_a_weight: seconds / n_weights.max(1) as f64, kld: first.kld * CODED_OVER_WHITE }
+    let seconds_a_weight = if n_weights > 0 { seconds / n_weights as f64 } else { 0.0 };
+    Trials { seconds_a_weight, kld: first.expert_kld() + first.trunk_kld.unwrap_or(0.0) }
 }
 
 /// One matrix that was coded.
@@ -251,7 +249,9 @@ fn text_seconds(plan: &Plan<'_>, threads: usize) -> Result<f64> {
     let n_packed = if plan.evaluation.is_some() { 2.0 } else { 1.0 };
     let fixed = layer.load + layer.pack * n_packed / threads;
     let learning = learning_seconds(plan).unwrap_or(layer.experts);
+    let of_trunk = plan.calibration.map_or(0.0, |text| plan.sizes.trunk_learning.n_tokens(text) as f64);
     let pushed = (calibration + 2.0 * evaluation) * layer.trunk
+        + of_trunk * (layer.trunk + layer.experts)
         + calibration * learning
         + 3.0 * evaluation * layer.experts;
     let head = 2.0 * evaluation * spec.vocab as f64 * spec.hidden as f64 * layer.seconds_a_product;

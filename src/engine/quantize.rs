@@ -9,18 +9,20 @@ use moepack_format::manifest::{FileEntry, Manifest};
 use moepack_format::trunk::FileSummary;
 use moepack_format::{Error, Result};
 use moepack_quant::Isa;
+use moepack_quant::solve::solver;
 use moepack_verify::forward::LayerWeights;
 use moepack_verify::tokens::Windows;
 use serde_json::{Value, json};
 
 use crate::engine::calibration::Calibration;
+use crate::engine::coder::Coder;
 use crate::engine::experts::ExpertWork;
 use crate::engine::hash::Hashes;
 use crate::engine::pair::{Drift, Pair};
 use crate::engine::sizes::Sizes;
 use crate::engine::stats::{StatsFile, tokens_sha256};
 use crate::engine::trunk::Trunk;
-use crate::engine::trunk::write::TrunkWork;
+use crate::engine::trunk::write::{TrunkNote, TrunkWork};
 use crate::engine::workspace::Workspace;
 use crate::engine::writer::{self, LayerNote, Pieces, layer_note};
 use crate::progress::Progress;
@@ -108,7 +110,17 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         let mut notes = Vec::new();
         let coded_trunk = Trunk::of(model, job.choices.trunk())?;
         let (trunk_codecs, left_out) = (coded_trunk.codecs(), coded_trunk.left_out());
-        let trunk = TrunkWork { model, workspace, progress: &progress, stop }.write(&coded_trunk)?;
+        let solver = solver(&recipe.solver)?;
+        let coder = Coder { isa: Isa::get(), choices: job.choices, solver };
+        let text = job.calibration.as_ref();
+        let work = TrunkWork { model, workspace, coder, text, progress: &progress, stop };
+        let TrunkNote { files: trunk, errors: trunk_errors, n_fell_back } = work.write(&coded_trunk)?;
+        if n_fell_back > 0 {
+            notes.push(format!(
+                "{n_fell_back} of {} trunk matrices are rounded to nearest, which is better on held-out inputs",
+                trunk_codecs.len()
+            ));
+        }
         let side = writer::write_side_files(model, workspace, &mut notes)?;
         let written = written_trunk(&job, workspace, &trunk, &trunk_codecs)?;
         let align = job.recipe.align;
@@ -119,7 +131,17 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         model.check_unchanged()?;
         let entry = |((path, _, bytes), sha256)| FileEntry { path, bytes, sha256 };
         let sources = sources.into_iter().zip(hashes).map(entry).collect();
-        let pieces = Pieces { trunk, trunk_codecs, left_out, layers, side, sources, recipe: kept, align };
+        let pieces = Pieces {
+            trunk,
+            trunk_codecs,
+            trunk_errors,
+            left_out,
+            layers,
+            side,
+            sources,
+            recipe: kept,
+            align,
+        };
         let mut manifest = writer::manifest(model, pieces);
         writer::fill_up(&mut manifest, recipe)?;
         Ok::<_, Error>((manifest, drift, notes))

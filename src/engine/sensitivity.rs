@@ -17,6 +17,9 @@
 //! and is disturbed in all matrices of all layers, by as much as a few experts lost that were coded on trial
 //! ([`Trial`]). Its KLD is what the run's is expected to be.
 //!
+//! What a coded trunk loses is measured by one more stream, which goes through the trunk as rounding to nearest leaves it and
+//! through undisturbed experts.
+//!
 //! Models of many layers are measured in bands of layers that follow each other, so that the number of streams is bounded.
 //! How the sensitivity of a projection is shared among experts follows from what they contribute: the energy of their
 //! outputs times the squared routing weight.
@@ -26,21 +29,28 @@ use std::ops::Range;
 use moepack_convert::Model;
 use moepack_convert::spec::Part;
 use moepack_format::Result;
+use moepack_quant::rates::relative_error;
 use moepack_verify::forward::LayerWeights;
 use moepack_verify::tokens::Windows;
 
 use crate::engine::budget::stream_bytes;
 use crate::engine::coder::Coder;
 use crate::engine::trial::Trial;
-use crate::recipe::{MATRICES, moe_layers};
+use crate::engine::trunk::rounded::Rounded;
+use crate::recipe::{Choice, MATRICES, moe_layers};
 use crate::session::Session;
 
 mod streams;
 
-use streams::{Energy, Run};
+use streams::{Energy, Klds, Run};
 
 /// Relative squared error of the noise: that of about 3.3 bits a weight.
 const NOISE: f64 = 1e-2;
+/// KLD of coded experts over that of white noise which spoils outputs as much: measured on two small models
+/// (docs/allocation.md). Coded errors are not quite white.
+const CODED_OVER_WHITE: f64 = 1.25;
+/// KLD of a trunk that a solver with Hessians codes over that of one rounded to nearest (docs/allocation.md).
+const SOLVED_OVER_ROUNDED: f64 = 0.7;
 /// Tokens of the sample, at most.
 const TOKENS_MAX: usize = 4096;
 /// Layers in which experts are coded on trial, at most.
@@ -91,20 +101,33 @@ pub struct FirstPass {
     pub sensitivity: Option<Sensitivity>,
     /// KLD (nats) when all experts lose what those lost that were tried.
     pub kld: f64,
+    /// KLD (nats) that coding the trunk as was asked is expected to cost; none where that changes nothing.
+    pub trunk_kld: Option<f64>,
     /// One for each layer in which experts were tried.
     pub trials: Vec<Trial>,
 }
 
 impl FirstPass {
+    /// KLD (nats) that the experts are expected to cost.
+    pub fn expert_kld(&self) -> f64 {
+        self.kld * CODED_OVER_WHITE
+    }
+
+    /// What is expected of the experts at another rate.
+    pub fn at_rate(self, bits: f64, instead_of: f64) -> FirstPass {
+        FirstPass { kld: self.kld * relative_error(bits) / relative_error(instead_of), ..self }
+    }
+
     /// Bytes of all its streams and their sums, at most.
     pub fn stream_bytes(&self, model: &Model) -> u64 {
-        let bands = Bands::new(model, self.sensitivity.is_some());
+        let bands = Bands::new(model, self.sensitivity.is_some(), self.trunk_kld.is_some());
         stream_bytes(model.spec(), (bands.n_streams() * bands.tokens_max(model)) as u64)
     }
 }
 
 /// Pushes a sample of `text` through a model whose experts are going to be coded by `coder`; `parts` says whether each
-/// projection's sensitivity is wanted, which takes three more streams for each band of layers.
+/// projection's sensitivity is wanted, which takes three more streams for each band of layers. `trunk` is what may become of
+/// the trunk.
 ///
 /// # Errors
 /// As the forward pass and coding; a requested stop.
@@ -114,17 +137,19 @@ pub fn first_pass(
     text: &Windows,
     coder: &Coder<'_>,
     parts: bool,
+    trunk: &Choice,
 ) -> Result<FirstPass> {
-    let bands = Bands::new(model, parts);
+    let rounded = Rounded::of(model, trunk)?;
+    let bands = Bands::new(model, parts, rounded.is_some());
     let sample = sample(text, bands.tokens_max(model));
     let progress = session.progress("first pass", 0, model.spec().n_experts());
-    let mut run = Run::begin(model, sample)?;
+    let mut run = Run::begin(model, sample, rounded)?;
     let tried = tried_layers(model);
     let (mut shares, mut trials) = (Vec::new(), Vec::new());
     for (l, layer) in model.spec().layers.iter().enumerate() {
         session.stop.check()?;
         let weights = LayerWeights::load(run.isa, model, l)?;
-        run.attention(&weights)?;
+        run.attention(&weights, l)?;
         if layer.mlp.moe().is_none() {
             run.dense(&weights)?;
             continue;
@@ -142,10 +167,11 @@ pub fn first_pass(
             run.join();
         }
     }
-    let mut klds = run.finish(model)?;
-    let kld = if trials.is_empty() { None } else { klds.pop() };
+    let Klds { parts: klds, joint, trunk: rounded } = run.finish(model)?;
+    let solved = if coder.solver.needs_hessian() { SOLVED_OVER_ROUNDED } else { 1.0 };
+    let trunk_kld = rounded.map(|kld| kld * solved);
     let sensitivity = parts.then(|| Sensitivity { layers: bands.spread(&klds, shares) });
-    Ok(FirstPass { sensitivity, kld: kld.unwrap_or(0.0), trials })
+    Ok(FirstPass { sensitivity, kld: joint.unwrap_or(0.0), trunk_kld, trials })
 }
 
 /// Layers in which experts are tried: evenly spread, the first with experts among them.
@@ -161,19 +187,21 @@ struct Bands {
     bands: Vec<Vec<usize>>,
     /// Whether streams branch off in each.
     parts: bool,
+    /// Whether one goes through a rounded trunk.
+    trunk: bool,
 }
 
 impl Bands {
-    fn new(model: &Model, parts: bool) -> Bands {
+    fn new(model: &Model, parts: bool, trunk: bool) -> Bands {
         let layers: Vec<usize> = moe_layers(model.spec()).into_iter().map(|(l, _)| l).collect();
         let n = layers.len().min(BANDS_MAX);
         let cut = |i: usize| i * layers.len() / n.max(1);
-        Bands { bands: (0..n).map(|i| layers[cut(i)..cut(i + 1)].to_vec()).collect(), parts }
+        Bands { bands: (0..n).map(|i| layers[cut(i)..cut(i + 1)].to_vec()).collect(), parts, trunk }
     }
 
-    /// The undisturbed stream, the joint one, and three for each band.
+    /// The undisturbed stream, the joint one, that of the trunk, and three for each band.
     fn n_streams(&self) -> usize {
-        2 + if self.parts { 3 * self.bands.len() } else { 0 }
+        2 + usize::from(self.trunk) + if self.parts { 3 * self.bands.len() } else { 0 }
     }
 
     /// First layer and one beyond the last of the band that a layer is in.

@@ -6,8 +6,9 @@ use moepack_format::bank::{PLANE_HEADER_BYTES, TABLE_HEADER_BYTES};
 use moepack_format::index::ROW_BYTES;
 use moepack_format::{Context, Error, Kind, PlaneSpec, Result, TENSOR_ALIGN};
 use moepack_quant::CodecRef;
+use moepack_quant::solve::solver;
 
-use crate::engine::trunk::Trunk;
+use crate::engine::trunk::{Learning, Trunk};
 use crate::recipe::{Choice, Choices, MATRICES, Recipe, matrix_name, moe_layers};
 
 mod manifest;
@@ -25,6 +26,8 @@ pub struct Sizes {
     trunk_files: Vec<u64>,
     /// Bytes that coding the largest trunk matrix takes; 0 where none is coded.
     pub trunk_coding_bytes_max: u64,
+    /// What coding the trunk by a text takes.
+    pub trunk_learning: Learning,
     /// Bytes of the side files.
     pub side_bytes: u64,
     /// Bytes of the manifest, at most.
@@ -90,11 +93,13 @@ impl Sizes {
         let side = model.side_files(&mut Vec::new())?;
         let align = recipe.align;
         let trunk = Trunk::of(model, choices.trunk())?;
+        let with_hessians = has_hessians(recipe, calibrated)?;
         let mut sizes = Sizes {
             align,
             trunk_bytes: trunk.bytes()?,
             trunk_files: trunk.file_bytes()?,
             trunk_coding_bytes_max: trunk.coding_bytes_max(),
+            trunk_learning: if with_hessians { trunk.learning() } else { trunk.coding() },
             side_bytes: side.iter().map(|f| f.bytes).sum(),
             ..Sizes::default()
         };
@@ -194,6 +199,11 @@ impl Sizes {
         let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
         banks + self.trunk_files.iter().sum::<u64>() + self.side_bytes + self.manifest_bytes + self.fill_bytes
     }
+}
+
+/// Whether matrices are coded by Hessians: those of a text, by a solver that works with them.
+fn has_hessians(recipe: &Recipe, calibrated: Option<CalibrationSize>) -> Result<bool> {
+    Ok(calibrated.is_some_and(|c| c.by_text) && solver(&recipe.solver)?.needs_hessian())
 }
 
 /// How an expert is stored, and by which codec each of its parts will be.

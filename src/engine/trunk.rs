@@ -5,8 +5,11 @@
 //! they are the widest matrices of a model, of which the first is a table of which a token reads one row and the second
 //! makes the logits that drift is measured on. A matrix stays as it was released where the codec cannot hold its shape
 //! or would take no fewer bytes, so that an FP8 trunk is not widened to int8.
+//!
+//! With a calibration text and a solver that works with Hessians, matrices are coded by what `learn.rs` finds out about
+//! their inputs; otherwise each number is rounded to nearest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use moepack_convert::{Model, Role, TrunkTensor};
@@ -14,36 +17,55 @@ use moepack_format::manifest::LeftOut;
 use moepack_format::trunk::{Shapes, TRUNK_BYTES_DEFAULT, split_trunk, trunk_file_bytes};
 use moepack_format::{Context, Dtype, Error, PlaneSpec, Result, TENSOR_ALIGN};
 use moepack_quant::{CodecRef, Isa, Matrix, Planes};
+use moepack_verify::tokens::Windows;
 
 use crate::recipe::Choice;
 
+mod learn;
+pub mod rounded;
 pub mod write;
 
-/// What may be coded: matrices that a forward pass multiplies all tokens with.
-const MATRICES: &[Role] = &[
-    Role::Q,
-    Role::K,
-    Role::V,
-    Role::O,
-    Role::QA,
-    Role::QB,
-    Role::KvA,
-    Role::KvB,
-    Role::DenseGate,
-    Role::DenseUp,
-    Role::DenseDown,
-    Role::SecondQA,
-    Role::SecondQB,
-    Role::SecondKvA,
-    Role::SecondKvB,
-    Role::SecondO,
-    Role::SecondDenseGate,
-    Role::SecondDenseUp,
-    Role::SecondDenseDown,
-    Role::SharedGate,
-    Role::SharedUp,
-    Role::SharedDown,
+/// What may be coded: matrices that a forward pass multiplies all tokens with. Those of one list take the same input.
+const MATRICES: &[&[Role]] = &[
+    &[
+        Role::Q,
+        Role::K,
+        Role::V,
+        Role::Qkv,
+        Role::QA,
+        Role::KvA,
+        Role::Kv,
+        Role::AttnGate,
+        Role::DeltaQkv,
+        Role::DeltaQkvz,
+        Role::DeltaZ,
+    ],
+    &[Role::QB],
+    &[Role::KvB],
+    &[Role::O],
+    &[Role::OA],
+    &[Role::OB],
+    &[Role::DeltaOut],
+    &[Role::MixerIn],
+    &[Role::MixerOut],
+    &[Role::DenseGate, Role::DenseUp, Role::DenseGateUp],
+    &[Role::DenseDown],
+    &[Role::SecondQA, Role::SecondKvA],
+    &[Role::SecondQB],
+    &[Role::SecondKvB],
+    &[Role::SecondO],
+    &[Role::SecondDenseGate, Role::SecondDenseUp],
+    &[Role::SecondDenseDown],
+    &[Role::SharedGate, Role::SharedUp, Role::SharedGateUp],
+    &[Role::SharedDown],
+    &[Role::LatentDown],
+    &[Role::LatentUp],
 ];
+
+/// The matrices that take the same input as this one; none where it is not coded.
+fn inputs(role: Role) -> &'static [Role] {
+    MATRICES.iter().find(|roles| roles.contains(&role)).copied().unwrap_or_default()
+}
 
 /// Rows and columns of a matrix that is worth coding.
 const SIDE_MIN: u64 = 32;
@@ -58,6 +80,28 @@ pub struct Trunk<'a> {
     pieces: Vec<Piece<'a>>,
     /// Scales of what is coded.
     left_out: Vec<&'a TrunkTensor>,
+}
+
+/// What learning about the inputs of the trunk's matrices takes, and coding by it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Learning {
+    /// Columns of the widest matrix; 0 where none is coded.
+    pub cols_max: usize,
+    /// Bytes of the Hessians of a layer.
+    pub hessian_bytes_max: u64,
+    /// Bytes of inputs that wait to be added up.
+    pub row_bytes_max: u64,
+    /// Bytes that a thread's solver takes beside.
+    pub solving_bytes_max: u64,
+    /// Weights of all matrices that are coded.
+    pub n_weights: u64,
+}
+
+impl Learning {
+    /// Tokens of a text that are pushed through.
+    pub fn n_tokens(&self, text: &Windows) -> usize {
+        learn::n_tokens(text, self.cols_max)
+    }
 }
 
 /// One tensor of the checkpoint.
@@ -110,6 +154,18 @@ impl<'a> Trunk<'a> {
         self.left_out.iter().map(|t| LeftOut { name: t.name.clone(), reason: reason() }).collect()
     }
 
+    /// The matrices of a layer that are coded, and their columns.
+    fn matrices(&self, layer: usize) -> Vec<(Role, usize)> {
+        let of_layer = |p: &&Piece<'_>| p.tensor.layer == Some(layer);
+        let coded = self.pieces.iter().filter(of_layer);
+        coded.filter_map(|p| Some((p.tensor.role, p.coded.as_ref()?.cols))).collect()
+    }
+
+    /// Columns of the widest matrix that is coded; 0 where none is.
+    fn cols_max(&self) -> usize {
+        self.pieces.iter().filter_map(|p| Some(p.coded.as_ref()?.cols)).max().unwrap_or(0)
+    }
+
     /// Whether a tensor of the checkpoint is one of those.
     pub fn leaves_out(&self, name: &str) -> bool {
         self.left_out.iter().any(|t| t.name == name)
@@ -140,6 +196,35 @@ impl<'a> Trunk<'a> {
             |c: &CodedPiece| 6 * (c.rows as u64) * (c.cols as u64) + c.codec.coding_bytes(c.rows, c.cols);
         let bytes = |p: &Piece<'_>| p.coded.as_ref().map(of);
         self.pieces.iter().filter_map(bytes).max().unwrap_or(0)
+    }
+
+    /// What learning about the inputs of its matrices takes.
+    pub fn learning(&self) -> Learning {
+        let layers: BTreeSet<usize> =
+            self.pieces.iter().filter(|p| p.coded.is_some()).filter_map(|p| p.tensor.layer).collect();
+        let inputs = |l: usize| learn::input_cols(&self.matrices(l));
+        let hessians = |l: usize| inputs(l).into_iter().map(|cols| 4 * cols * cols).sum::<u64>();
+        let rows = |l: usize| inputs(l).into_iter().map(|cols| learn::ROWS_HELD * 4 * cols).sum::<u64>();
+        let solving = |c: &CodedPiece| 4 * c.cols as u64 * (c.cols as u64 + 2 * c.rows as u64);
+        Learning {
+            cols_max: self.cols_max(),
+            hessian_bytes_max: layers.iter().map(|&l| hessians(l)).max().unwrap_or(0),
+            row_bytes_max: layers.iter().map(|&l| rows(l)).max().unwrap_or(0),
+            solving_bytes_max: self
+                .pieces
+                .iter()
+                .filter_map(|p| p.coded.as_ref().map(solving))
+                .max()
+                .unwrap_or(0),
+            ..self.coding()
+        }
+    }
+
+    /// The same where nothing is learnt.
+    pub fn coding(&self) -> Learning {
+        let coded = self.pieces.iter().filter_map(|p| p.coded.as_ref());
+        let n_weights = coded.map(|c| c.rows as u64 * c.cols as u64).sum();
+        Learning { n_weights, ..Learning::default() }
     }
 
     /// Bytes of each trunk file, at most.
@@ -174,9 +259,18 @@ impl<'a> Trunk<'a> {
 impl CodedPiece {
     /// Codes a matrix, each number rounded to nearest with the scales that make the squared error least.
     fn encode(&self, model: &Model, tensor: &TrunkTensor) -> Result<Planes> {
+        self.encode_with(model, tensor, |w| self.codec.encode(Isa::get(), w, None))
+    }
+
+    /// Codes a matrix in some way.
+    fn encode_with<T>(
+        &self,
+        model: &Model,
+        tensor: &TrunkTensor,
+        encode: impl FnOnce(Matrix<'_>) -> Result<T>,
+    ) -> Result<T> {
         let whole = model.trunk(tensor.layer, tensor.role)?; // [rows, cols]
-        let w = Matrix { rows: self.rows, cols: self.cols, data: &whole.data };
-        self.codec.encode(Isa::get(), w, None).in_tensor(&tensor.name)
+        encode(Matrix { rows: self.rows, cols: self.cols, data: &whole.data }).in_tensor(&tensor.name)
     }
 }
 
@@ -213,7 +307,7 @@ fn coded_pieces(
     codec: &CodecRef,
 ) -> Result<BTreeMap<(Option<usize>, Role), CodedPiece>> {
     let mut coded = BTreeMap::new();
-    for tensor in tensors.iter().filter(|t| !t.is_scale && MATRICES.contains(&t.role)) {
+    for tensor in tensors.iter().filter(|t| !t.is_scale && !inputs(t.role).is_empty()) {
         let [rows, cols] = *tensor.decoded else { continue };
         if rows.min(cols) < SIDE_MIN {
             continue;

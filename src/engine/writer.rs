@@ -160,6 +160,8 @@ pub struct Pieces {
     pub trunk: Vec<FileSummary>,
     /// Codec of each trunk matrix that is coded.
     pub trunk_codecs: BTreeMap<String, String>,
+    /// Relative squared error of each, where calibration decided how it was coded.
+    pub trunk_errors: BTreeMap<String, f64>,
     /// What is left out because of that.
     pub left_out: Vec<LeftOut>,
     /// Banks in order of layers.
@@ -206,6 +208,7 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
         layers,
         trunk,
         trunk_codecs: pieces.trunk_codecs,
+        trunk_errors: pieces.trunk_errors,
         left_out: left_out
             .map(|(name, reason)| LeftOut { name: name.clone(), reason: reason.clone() })
             .chain(pieces.left_out)

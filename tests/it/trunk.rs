@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use moepack_format::manifest::Manifest;
+use serde_json::{Value, json};
 
 use crate::support::{assert_same, fixture, moepack, moepack_with, succeeds, text};
 
@@ -34,6 +35,52 @@ fn the_drift_that_quantize_tells_is_that_of_the_bundle() {
         assert!((ratio - 1.0).abs() < 1e-8, "{codec:?}: {ratio}");
         succeeds(work.path(), &["check", "out", "--against", &work.model]);
         fs::remove_dir_all(work.path().join("out")).unwrap();
+    }
+}
+
+#[test]
+fn a_text_tells_how_a_trunk_is_coded_best() {
+    let work = Work::new("tiny-deepseek-v3");
+    text(work.path(), "calibration.txt", 60_000);
+    for codec in [CODECS[1], CODECS[6]] {
+        let rounded = work.quantize("rounded", codec, &["--verify", "eval.txt"]);
+        let solved =
+            work.quantize("solved", codec, &["--verify", "eval.txt", "--calibrate", "calibration.txt"]);
+        let kld = |report: &Value| number(&report["drift"], "kld_mean");
+        assert!(kld(&solved) < 0.8 * kld(&rounded), "{codec:?}: {} {}", kld(&solved), kld(&rounded));
+        succeeds(work.path(), &["check", "solved", "--against", &work.model]);
+        let manifest = work.manifest_of("solved");
+        let names = |key: &str| manifest[key].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names("trunk_errors"), names("trunk_codecs"));
+        a_larger_error_is_found(&work, "solved");
+        for out in ["rounded", "solved"] {
+            fs::remove_dir_all(work.path().join(out)).unwrap();
+        }
+    }
+}
+
+/// Fused matrices, linear attention, state spaces, latents, two attentions in a layer, groups of outputs.
+#[test]
+fn trunks_of_every_kind_are_coded() {
+    for model in [
+        "random/qwen3_next",
+        "random/kimi_linear",
+        "random/dbrx",
+        "random/nemotron_h_latent",
+        "random/granitemoehybrid",
+        "random/jamba",
+        "random/minimax",
+        "random/phimoe",
+        "random/llama4",
+        "tiny-deepseek-v4",
+    ] {
+        let work = Work::new(model);
+        let texts = ["--verify", "eval.txt", "--calibrate", "eval.txt"];
+        let told = work.quantize("out", &["int4-g32"], &texts);
+        let measured = work.json(&["verify", "out", "--reference", &work.model, "--text", "eval.txt"]);
+        assert_eq!(told["drift"]["kld_mean"], measured["kld_mean"], "{model}");
+        assert!(number(&measured, "kld_mean") > 0.0, "{model} lost nothing, so nothing was coded");
+        succeeds(work.path(), &["check", "out", "--against", &work.model]);
     }
 }
 
@@ -86,10 +133,11 @@ fn an_fp8_trunk_is_narrowed_but_never_widened() {
 #[test]
 fn threads_and_instruction_sets_do_not_change_a_trunk() {
     let work = Work::new("tiny-deepseek-v3");
-    for codec in [CODECS[0], CODECS[6]] {
+    for (codec, solver) in [(CODECS[0], "rtn"), (CODECS[6], "rtn"), (CODECS[6], "gptq")] {
+        let learnt: &[&str] = if solver == "gptq" { &["--calibrate", "eval.txt"] } else { &[] };
         let of = |name: &str, environment: &[(&str, &str)], threads: &str| {
-            let out = format!("{}-{name}", codec[0]);
-            work.quantize_with(&out, environment, &[codec, &["--threads", threads]].concat());
+            let out = format!("{}-{solver}-{name}", codec[0]);
+            work.quantize_with(&out, environment, &[codec, &["--threads", threads], learnt].concat());
             work.path().join(out)
         };
         let one = of("one", &[], "1");
@@ -142,6 +190,28 @@ fn a_budget_counts_the_coded_trunk() {
     assert!(bytes <= target && bytes as f64 >= target as f64 * 0.999, "{bytes} of {target} bytes");
 }
 
+/// Which is expected to lose less decides; a budget that only a coded trunk leaves experts enough of codes it, too.
+#[test]
+fn a_tight_budget_codes_the_trunk_and_a_wide_one_does_not() {
+    let work = Work::new("tiny-deepseek-v3");
+    text(work.path(), "calibration.txt", 20_000);
+    let texts = ["--calibrate", "calibration.txt", "--verify", "eval.txt"];
+    let of = |target: &str, more: &[&str]| {
+        let args =
+            ["quantize", &work.model, "-o", "out", "--json", "--align", "4096", "--target-size", target];
+        let run = moepack(work.path(), &[&args[..], &["--overwrite"], more].concat());
+        assert_eq!(run.code, Some(0), "{target}: {}", run.stderr);
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        let coded = !work.manifest_of("out")["trunk_codecs"].as_object().is_none_or(|c| c.is_empty());
+        (coded, report)
+    };
+    let (coded, chosen) = of("3100000", &texts);
+    let (_, released) = of("3100000", &[&texts[..], &["--trunk-codec", "native"]].concat());
+    assert!(coded && number(&chosen["drift"], "kld_mean") < 0.5 * number(&released["drift"], "kld_mean"));
+    assert!(!of("4700000", &texts).0, "fine experts gain nothing");
+    assert!(of("2700000", &[]).0, "experts alone would have to be too small");
+}
+
 #[test]
 fn bits_are_for_codecs_that_have_them() {
     let work = Work::new("tiny-deepseek-v3");
@@ -155,6 +225,19 @@ fn bits_are_for_codecs_that_have_them() {
     refused(&["--trunk-bits", "4"], 2);
 }
 
+/// Has the manifest say that one matrix lost less than it did.
+fn a_larger_error_is_found(work: &Work, out: &str) {
+    let dir = work.path().join(out);
+    let mut manifest = Manifest::read(&dir).unwrap();
+    let (name, error) = manifest.trunk_errors.iter_mut().next().unwrap();
+    let name = name.clone();
+    *error *= 0.99;
+    manifest.write(&dir).unwrap();
+    let run = moepack(work.path(), &["check", out, "--against", &work.model]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stdout.contains(&name), "{name} is not named: {}{}", run.stdout, run.stderr);
+}
+
 /// A model, a directory, and a text in it.
 struct Work {
     dir: tempfile::TempDir,
@@ -164,8 +247,13 @@ struct Work {
 impl Work {
     fn new(model: &str) -> Work {
         let dir = tempfile::tempdir().unwrap();
-        text(dir.path(), "eval.txt", 6_000);
-        Work { dir, model: fixture(model).to_str().unwrap().to_owned() }
+        let mut model = fixture(model);
+        if model.join("tokenizer.json").exists() {
+            text(dir.path(), "eval.txt", 6_000);
+        } else {
+            model = with_tokenizer(&model, dir.path());
+        }
+        Work { model: model.to_str().unwrap().to_owned(), dir }
     }
 
     fn path(&self) -> &Path {
@@ -190,6 +278,10 @@ impl Work {
 
     fn manifest(&self, out: &str, trunk: &[&str]) -> Value {
         self.quantize(out, trunk, &[]);
+        self.manifest_of(out)
+    }
+
+    fn manifest_of(&self, out: &str) -> Value {
         let path: PathBuf = self.path().join(out).join("manifest.json");
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
@@ -197,6 +289,25 @@ impl Work {
     fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&succeeds(self.path(), &[args, &["--json"]].concat()).stdout).unwrap()
     }
+}
+
+/// A copy of a random model, whose 96 tokens are numbers from now on, and a text of them.
+fn with_tokenizer(model: &Path, dir: &Path) -> PathBuf {
+    let copy = dir.join("model");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+    }
+    let vocab: serde_json::Map<String, Value> = (0..96).map(|id| (format!("{id}"), id.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "0"},
+    });
+    fs::write(copy.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let words: Vec<String> = (0..1500_u32).map(|i| format!("{}", (i * i + i / 7) % 96)).collect();
+    fs::write(dir.join("eval.txt"), words.join(" ")).unwrap();
+    copy
 }
 
 fn number(value: &Value, key: &str) -> f64 {

@@ -47,8 +47,10 @@ mod router;
 mod short_conv;
 mod shortcut;
 mod state_space;
+mod tap;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use moepack_convert::Model;
 use moepack_convert::spec::{ModelSpec, Role};
@@ -63,6 +65,7 @@ pub use moe::{ExpertOutput, MoePass, Observer, RoutedSum};
 pub use ordered::ordered;
 pub use residual::Delta;
 pub use router::{Assigned, Routing};
+pub use tap::Tap;
 
 use crate::tokens::Windows;
 
@@ -109,6 +112,11 @@ pub trait Weights: Sync {
     /// # Errors
     /// There is no such expert, or it cannot be read.
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert>;
+
+    /// What watches the inputs of a trunk matrix, if anything does.
+    fn tap(&self, _layer: Option<usize>, _role: Role) -> Option<Arc<Tap>> {
+        None
+    }
 }
 
 impl Weights for Model {

@@ -554,6 +554,7 @@ fn write_bundle(model: &Model, dir: &Path) {
         layers,
         trunk,
         trunk_codecs: Default::default(),
+        trunk_errors: Default::default(),
         left_out: vec![LeftOut { name: "gone".to_owned(), reason: "a test".to_owned() }],
         totals,
         sha256: String::new(),

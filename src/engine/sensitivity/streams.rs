@@ -17,6 +17,7 @@ use super::NOISE;
 use crate::engine::coder::Coder;
 use crate::engine::noise::{Disturbance, disturb_part};
 use crate::engine::trial::Trial;
+use crate::engine::trunk::rounded::Rounded;
 use crate::recipe::MATRICES;
 use crate::session::Session;
 
@@ -31,16 +32,42 @@ pub(super) struct Run<'a> {
     noisy: Vec<Stream>,
     /// The one that is disturbed everywhere, and by how much now.
     joint: Option<(Stream, [Disturbance; 3])>,
+    /// The one that goes through a rounded trunk.
+    trunk: Option<TrunkStream<'a>>,
+}
+
+/// The undisturbed experts behind a rounded trunk.
+struct TrunkStream<'a> {
+    stream: Stream,
+    rounded: Rounded<'a>,
+    /// Of the layer in work.
+    weights: Option<LayerWeights>,
+}
+
+impl TrunkStream<'_> {
+    fn attention(&mut self, isa: Isa, sample: &Windows, layer: usize) -> Result<()> {
+        let weights = LayerWeights::load(isa, &self.rounded, layer)?;
+        weights.attention(sample, &mut self.stream)?;
+        self.weights = Some(weights);
+        Ok(())
+    }
+
+    fn dense(&mut self) -> Result<()> {
+        self.weights.iter().try_for_each(|weights| weights.dense(&mut self.stream))
+    }
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn begin(model: &'a Model, sample: Windows) -> Result<Run<'a>> {
+    pub(super) fn begin(model: &'a Model, sample: Windows, rounded: Option<Rounded<'a>>) -> Result<Run<'a>> {
         let stream = embed(model, &sample)?;
+        let trunk = rounded.map(|rounded| TrunkStream { stream: stream.clone(), rounded, weights: None });
         let clean = (sample.clone(), stream);
-        Ok(Run { isa: Isa::get(), model, clean, sample, noisy: Vec::new(), joint: None })
+        Ok(Run { isa: Isa::get(), model, clean, sample, noisy: Vec::new(), joint: None, trunk })
     }
 
-    pub(super) fn attention(&mut self, weights: &LayerWeights) -> Result<()> {
+    pub(super) fn attention(&mut self, weights: &LayerWeights, layer: usize) -> Result<()> {
+        let (isa, sample) = (self.isa, &self.sample);
+        self.trunk.iter_mut().try_for_each(|trunk| trunk.attention(isa, sample, layer))?;
         let (windows, stream) = &mut self.clean;
         weights.attention(windows, stream)?;
         let joint = self.joint.iter_mut().map(|(stream, _)| stream);
@@ -48,6 +75,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn dense(&mut self, weights: &LayerWeights) -> Result<()> {
+        self.trunk.iter_mut().try_for_each(TrunkStream::dense)?;
         weights.dense(&mut self.clean.1)?;
         let joint = self.joint.iter_mut().map(|(stream, _)| stream);
         self.noisy.iter_mut().chain(joint).try_for_each(|stream| weights.dense(stream))
@@ -96,15 +124,20 @@ impl<'a> Run<'a> {
         let joint = self.joint.iter().map(|(stream, _)| stream);
         let clean = std::iter::once((&self.clean.0, &self.clean.1));
         let streams = clean.chain(self.noisy.iter().chain(joint).map(|stream| (&self.sample, stream)));
+        let streams = streams.map(|(windows, stream)| (weights, windows, stream));
+        let trunk = self.trunk.iter().filter_map(|t| Some((t.weights.as_ref()?, &self.sample, &t.stream)));
         let passes = streams
-            .map(|(windows, stream)| MoePass::begin(weights, &windows.tokens, stream))
+            .chain(trunk)
+            .map(|(weights, windows, stream)| MoePass::begin(weights, &windows.tokens, stream))
             .collect::<Result<Vec<_>>>()?;
         let mut sums: Vec<RoutedSum<'_>> = passes.iter().map(RoutedSum::new).collect();
         let mut energies = Vec::new();
         let work = |e: usize| -> Result<Vec<ExpertOutput>> {
             session.stop.check()?;
             let mlps = self.mlps(weights, layer, e)?;
-            passes.iter().zip(&mlps).map(|(pass, mlp)| pass.run_expert(e, mlp, None)).collect()
+            // Behind a rounded trunk experts are as they are.
+            let mlps = mlps.iter().chain(mlps.first());
+            passes.iter().zip(mlps).map(|(pass, mlp)| pass.run_expert(e, mlp, None)).collect()
         };
         ordered(weights.n_experts(), work, |_, outputs| {
             sums.iter_mut().zip(&outputs).for_each(|(sum, output)| sum.add(output));
@@ -116,7 +149,8 @@ impl<'a> Run<'a> {
         let deltas = passes.iter().zip(sums).map(|(p, sum)| p.finish(sum)).collect::<Result<Vec<_>>>()?;
         drop(passes);
         let joint = self.joint.iter_mut().map(|(stream, _)| stream);
-        let streams = std::iter::once(&mut self.clean.1).chain(&mut self.noisy).chain(joint);
+        let trunk = self.trunk.iter_mut().map(|trunk| &mut trunk.stream);
+        let streams = std::iter::once(&mut self.clean.1).chain(&mut self.noisy).chain(joint).chain(trunk);
         streams.zip(deltas).for_each(|(stream, delta)| stream.add(self.isa, &delta));
         Ok(energies)
     }
@@ -152,11 +186,21 @@ impl<'a> Run<'a> {
         energy
     }
 
-    /// Mean KLD of each disturbed stream, the joint one last.
-    pub(super) fn finish(mut self, model: &Model) -> Result<Vec<f64>> {
-        if let Some((stream, _)) = self.joint.take() {
+    /// Mean KLD of each disturbed stream.
+    pub(super) fn finish(mut self, model: &Model) -> Result<Klds> {
+        let (joint, trunk) = (self.joint.take(), self.trunk.take());
+        let (has_joint, has_trunk) = (joint.is_some(), trunk.is_some());
+        for stream in joint.map(|(stream, _)| stream).into_iter().chain(trunk.map(|t| t.stream)) {
             append(&mut self.clean, &self.sample, stream);
         }
+        let mut parts = self.klds(model)?;
+        let trunk = if has_trunk { parts.pop() } else { None };
+        let joint = if has_joint { parts.pop() } else { None };
+        Ok(Klds { parts, joint, trunk })
+    }
+
+    /// Mean KLD of each stream that was appended to the undisturbed one.
+    fn klds(&self, model: &Model) -> Result<Vec<f64>> {
         let head = Head::load(self.isa, model)?;
         let n_streams = self.clean.1.n_tokens() / self.sample.tokens.len().max(1);
         let ranges: Vec<Range<usize>> = self.sample.ranges().collect();
@@ -195,6 +239,14 @@ impl<'a> Run<'a> {
         }
         Ok(sums)
     }
+}
+
+/// Mean KLDs of disturbed streams.
+pub(super) struct Klds {
+    /// Of gate, up and down of each band.
+    pub(super) parts: Vec<f64>,
+    pub(super) joint: Option<f64>,
+    pub(super) trunk: Option<f64>,
 }
 
 /// What an expert contributes: Σ (g·‖y‖)² over its tokens of the undisturbed stream.

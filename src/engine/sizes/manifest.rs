@@ -10,7 +10,6 @@ use moepack_format::Result;
 use moepack_format::bank::{BankSummary, bank_name};
 use moepack_format::manifest::{FileEntry, LayerEntry, PartCodecs, PerExpert, ProjectionEntry};
 use moepack_format::trunk::{FileSummary, trunk_name};
-use moepack_quant::solve::solver;
 use serde_json::{Value, json};
 
 use super::{LayerSizes, Sizes};
@@ -54,7 +53,7 @@ pub fn manifest_bytes(
         payload_bytes: 0,
         padding_bytes: 0,
     });
-    let with_hessians = calibrated.is_some_and(|c| c.by_text) && solver(&recipe.solver)?.needs_hessian();
+    let with_hessians = super::has_hessians(recipe, calibrated)?;
     let layers =
         sizes.layers.iter().map(|l| layer_note(model, choices, sizes, l, (calibrated, with_hessians)));
     let calibration =
@@ -62,6 +61,7 @@ pub fn manifest_bytes(
     let pieces = Pieces {
         trunk: trunk.collect(),
         trunk_codecs: coded_trunk.codecs(),
+        trunk_errors: trunk_errors(coded_trunk, with_hessians),
         left_out: coded_trunk.left_out(),
         layers: layers.collect::<Result<_>>()?,
         side: model.side_files(&mut Vec::new())?.iter().map(|f| entry((&f.name, f.bytes))).collect(),
@@ -70,6 +70,12 @@ pub fn manifest_bytes(
         align: recipe.align,
     };
     Ok(manifest(model, pieces).to_text()?.len() as u64)
+}
+
+/// The widest errors of coded matrices of the trunk, where calibration decides how they are coded.
+fn trunk_errors(trunk: &Trunk<'_>, with_hessians: bool) -> BTreeMap<String, f64> {
+    let names = with_hessians.then(|| trunk.codecs().into_keys());
+    names.into_iter().flatten().map(|name| (name, WIDEST_ERROR)).collect()
 }
 
 fn layer_note(

@@ -1,19 +1,25 @@
 //! Writing the trunk files.
 //!
 //! A file's header names the length of every plane and comes first, but some codecs know their lengths only when they are
-//! done. So the matrices of a file are coded first, on all threads, into a nameless temporary file beside it.
+//! done. So matrices are coded first, on all threads, into a nameless temporary file beside it: those of a file, or, where a
+//! text tells what their inputs are like, all of them, since the text goes through the model but once.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use moepack_convert::{FiniteCheck, Model, TrunkTensor};
+use moepack_convert::{FiniteCheck, Model, Part, TrunkTensor};
 use moepack_format::trunk::{FileSummary, TrunkWriter, trunk_name};
 use moepack_format::{Error, PlaneSpec, Result};
 use moepack_quant::Planes;
 use moepack_verify::forward::ordered;
+use moepack_verify::tokens::Windows;
 
+use super::learn::{LayerEvidence, Learner};
 use super::{CodedPiece, Piece, Trunk, shapes};
+use crate::engine::coder::{Coder, MatrixNote};
+use crate::engine::heldout::loss;
 use crate::engine::workspace::Workspace;
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -29,10 +35,25 @@ pub struct TrunkWork<'a> {
     pub model: &'a Model,
     /// Where the files go.
     pub workspace: &'a Workspace,
+    /// How matrices are coded of whose inputs something is known.
+    pub coder: Coder<'a>,
+    /// Text that tells what inputs are like.
+    pub text: Option<&'a Windows>,
     /// Told of each tensor.
     pub progress: &'a Progress,
     /// Asked before each piece of work.
     pub stop: &'a Stop,
+}
+
+/// What is known of a finished trunk.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TrunkNote {
+    /// The files.
+    pub files: Vec<FileSummary>,
+    /// Relative squared error by name of what calibration decided how to code.
+    pub errors: BTreeMap<String, f64>,
+    /// How many of them rounding to nearest coded better.
+    pub n_fell_back: usize,
 }
 
 impl TrunkWork<'_> {
@@ -40,67 +61,100 @@ impl TrunkWork<'_> {
     ///
     /// # Errors
     /// What cannot be read, coded or written; a requested stop.
-    pub fn write(&self, trunk: &Trunk<'_>) -> Result<Vec<FileSummary>> {
+    pub fn write(&self, trunk: &Trunk<'_>) -> Result<TrunkNote> {
         if let Some(done) = self.workspace.note(TRUNK_NOTE)? {
             return Ok(done);
         }
         let files = trunk.files()?;
-        let mut summaries = Vec::new();
+        let mut note = TrunkNote::default();
+        let text = self.text.filter(|_| self.coder.solver.needs_hessian() && trunk.cols_max() > 0);
+        let learnt = text.map(|text| self.code_learnt(trunk, text, &mut note)).transpose()?;
         for (i, range) in files.iter().enumerate() {
             let path = self.workspace.dir().join(trunk_name(i + 1, files.len()));
-            summaries.push(self.write_file(&path, trunk.pieces(range.clone()))?);
+            let pieces = trunk.pieces(range.clone());
+            let rounded = learnt.is_none().then(|| self.code_rounded(&path, pieces)).transpose()?;
+            let coded = learnt.as_ref().or(rounded.as_ref());
+            note.files.push(self.write_file(&path, pieces, coded)?);
         }
         trunk.left_out.iter().for_each(|scales| self.progress.add(scales.bytes, 0));
-        self.workspace.leave_note(TRUNK_NOTE, &summaries)?;
-        Ok(summaries)
+        self.workspace.leave_note(TRUNK_NOTE, &note)?;
+        Ok(note)
     }
 
-    fn write_file(&self, path: &Path, pieces: &[Piece<'_>]) -> Result<FileSummary> {
-        let (spool, lengths) = self.code(path, pieces)?;
-        let mut lengths = lengths.into_iter();
-        let mut specs = Vec::new();
-        for piece in pieces {
-            specs.push(match &piece.coded {
-                None => piece.specs(),
-                Some(_) => lengths.next().unwrap_or_default(),
-            });
-        }
-        let flat: Vec<PlaneSpec> = specs.iter().flatten().cloned().collect();
+    fn write_file(&self, path: &Path, pieces: &[Piece<'_>], coded: Option<&Coded>) -> Result<FileSummary> {
+        let of = |piece: &Piece<'_>| coded.and_then(|c| c.planes.get(&piece.tensor.name));
+        let specs = |piece: &Piece<'_>| of(piece).map_or_else(|| piece.specs(), |(_, specs)| specs.clone());
+        let flat: Vec<PlaneSpec> = pieces.iter().flat_map(specs).collect();
         let mut writer = TrunkWriter::create_coded(path, &flat, &shapes(pieces))?;
-        let mut spooled = 0;
-        for (piece, specs) in pieces.iter().zip(&specs) {
-            match (&piece.coded, &spool) {
-                (Some(_), Some(spool)) => spooled = spool.copy(spooled, specs, &mut writer)?,
-                _ => self.copy(piece.tensor, &mut writer)?,
+        for piece in pieces {
+            match coded.zip(of(piece)) {
+                Some((coded, (at, specs))) => coded.spool.copy(*at, specs, &mut writer)?,
+                None => self.copy(piece.tensor, &mut writer)?,
             }
         }
         writer.finish()
     }
 
-    /// Codes what is to be coded: the planes one behind the other, and what they are, a list for each matrix.
-    fn code(&self, path: &Path, pieces: &[Piece<'_>]) -> Result<(Option<Spool>, Vec<Vec<PlaneSpec>>)> {
-        let coded: Vec<(&Piece<'_>, &CodedPiece)> =
-            pieces.iter().filter_map(|p| Some((p, p.coded.as_ref()?))).collect();
-        if coded.is_empty() {
-            return Ok((None, Vec::new()));
-        }
-        let mut spool = Spool::create(path)?;
-        let mut lengths = Vec::with_capacity(coded.len());
+    /// Codes what is to be coded of a file, rounding to nearest.
+    fn code_rounded(&self, path: &Path, pieces: &[Piece<'_>]) -> Result<Coded> {
+        let mut coded = Coded::create(path)?;
+        let matrices = coded_of(pieces.iter());
         let work = |i: usize| {
             self.stop.check()?;
-            let (piece, coded) = coded.get(i).ok_or_else(|| Error::bad_data("no such matrix"))?;
-            let planes = coded.encode(self.model, piece.tensor)?;
-            let specs = coded.codec.planes_of(coded.rows, coded.cols, &planes)?;
-            let specs: Vec<PlaneSpec> = specs.iter().map(|spec| piece.named(spec)).collect();
-            Ok((specs, planes, piece.tensor.bytes))
+            let (piece, matrix) = at(&matrices, i)?;
+            matrix.encode(self.model, piece.tensor)
         };
-        ordered(coded.len(), work, |_, (specs, planes, bytes): (Vec<PlaneSpec>, Planes, u64)| {
-            planes.iter().try_for_each(|plane| spool.append(plane))?;
-            lengths.push(specs);
-            self.progress.add(bytes, 0);
+        ordered(matrices.len(), work, |i, planes: Planes| {
+            let (piece, matrix) = at(&matrices, i)?;
+            coded.append(piece, matrix, &planes)?;
+            self.progress.add(piece.tensor.bytes, 0);
             Ok(())
         })?;
-        Ok((Some(spool), lengths))
+        Ok(coded)
+    }
+
+    /// Codes what is to be coded of the whole trunk by what a text tells of its inputs, layer by layer.
+    fn code_learnt(&self, trunk: &Trunk<'_>, text: &Windows, note: &mut TrunkNote) -> Result<Coded> {
+        let mut coded = Coded::create(&self.workspace.dir().join(TRUNK_NOTE))?;
+        let mut learner = Learner::begin(self.model, text, trunk.cols_max(), self.stop)?;
+        for l in 0..self.model.spec().layers.len() {
+            let evidence = learner.layer(l, &trunk.matrices(l))?;
+            let matrices = coded_of(trunk.pieces.iter().filter(|p| p.tensor.layer == Some(l)));
+            let work = |i: usize| {
+                self.stop.check()?;
+                let (piece, matrix) = at(&matrices, i)?;
+                self.code_one(piece, matrix, &evidence)
+            };
+            ordered(matrices.len(), work, |i, (planes, error, fell_back): (Planes, f64, bool)| {
+                let (piece, matrix) = at(&matrices, i)?;
+                coded.append(piece, matrix, &planes)?;
+                note.errors.insert(piece.tensor.name.clone(), error);
+                note.n_fell_back += usize::from(fell_back);
+                self.progress.add(piece.tensor.bytes, 0);
+                Ok(())
+            })?;
+        }
+        Ok(coded)
+    }
+
+    /// The planes of a matrix, its relative squared error, and whether rounding to nearest was better.
+    fn code_one(
+        &self,
+        piece: &Piece<'_>,
+        matrix: &CodedPiece,
+        evidence: &LayerEvidence,
+    ) -> Result<(Planes, f64, bool)> {
+        let (codec, isa) = (&matrix.codec, self.coder.isa);
+        matrix.encode_with(self.model, piece.tensor, |w| {
+            let Some(evidence) = evidence.of(piece.tensor.role, w.cols) else {
+                let planes = codec.encode(isa, w, None)?;
+                let error = loss(isa, codec.as_ref(), &planes, w, None)?.weights.relative();
+                return Ok((planes, error, false));
+            };
+            let mut note = MatrixNote::of(Part::Down);
+            let (planes, loss) = self.coder.judged(w, codec, evidence, &mut note)?;
+            Ok((planes, loss.weights.relative(), note.fell_back))
+        })
     }
 
     /// Copies a tensor as it is.
@@ -121,7 +175,42 @@ impl TrunkWork<'_> {
     }
 }
 
-/// Coded planes that wait for the header of their file. The file has no name, so nothing of it outlives the run.
+/// A tensor that is coded, and how.
+type Matrix<'p, 'a> = (&'p Piece<'a>, &'p CodedPiece);
+
+fn coded_of<'p, 'a>(pieces: impl Iterator<Item = &'p Piece<'a>>) -> Vec<Matrix<'p, 'a>>
+where
+    'a: 'p,
+{
+    pieces.filter_map(|p| Some((p, p.coded.as_ref()?))).collect()
+}
+
+fn at<'p, 'a>(matrices: &[Matrix<'p, 'a>], i: usize) -> Result<Matrix<'p, 'a>> {
+    matrices.get(i).copied().ok_or_else(|| Error::bad_data("no such matrix"))
+}
+
+/// Matrices that are coded and wait for the header of their file.
+struct Coded {
+    spool: Spool,
+    /// Where the planes of a tensor begin, and what they are.
+    planes: BTreeMap<String, (u64, Vec<PlaneSpec>)>,
+}
+
+impl Coded {
+    /// None yet; their file is in the directory of `beside`.
+    fn create(beside: &Path) -> Result<Coded> {
+        Ok(Coded { spool: Spool::create(beside)?, planes: BTreeMap::new() })
+    }
+
+    fn append(&mut self, piece: &Piece<'_>, matrix: &CodedPiece, planes: &Planes) -> Result<()> {
+        let specs = matrix.codec.planes_of(matrix.rows, matrix.cols, planes)?;
+        let specs = specs.iter().map(|spec| piece.named(spec)).collect();
+        self.planes.insert(piece.tensor.name.clone(), (self.spool.end, specs));
+        planes.iter().try_for_each(|plane| self.spool.append(plane))
+    }
+}
+
+/// Coded planes, one behind the other. The file has no name, so nothing of it outlives the run.
 struct Spool {
     file: File,
     path: std::path::PathBuf,
@@ -144,8 +233,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Copies the planes `specs`, which start at `at`, into a trunk file; gives where they end.
-    fn copy(&self, mut at: u64, specs: &[PlaneSpec], writer: &mut TrunkWriter) -> Result<u64> {
+    /// Copies the planes `specs`, which start at `at`, into a trunk file.
+    fn copy(&self, mut at: u64, specs: &[PlaneSpec], writer: &mut TrunkWriter) -> Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES];
         for spec in specs {
             let mut left = spec.bytes()?;
@@ -157,6 +246,6 @@ impl Spool {
                 (at, left) = (at + n as u64, left - n as u64);
             }
         }
-        Ok(at)
+        Ok(())
     }
 }

@@ -84,7 +84,7 @@ impl Projections {
                 let part = |role| tensor(weights, l, role, &[values, hidden]);
                 let qkv = [part(Role::Q)?, part(Role::K)?, part(Role::V)?].concat();
                 return Ok(Projections {
-                    qkv: Linear::new(&qkv, None, spec.n_channels(), hidden),
+                    qkv: Linear::new(&qkv, None, spec.n_channels(), hidden).watched(weights.tap(l, Role::Q)),
                     z: chain(Role::AttnGate, Role::DeltaGateA, Role::DeltaGateB)?,
                     b: linear(Role::DeltaB, heads)?,
                     a: chain(Role::DeltaA, Role::DeltaDecayA, Role::DeltaDecayB)?,
@@ -117,7 +117,7 @@ impl Projections {
         let qkv = [part(0, k_dim), part(k_dim, k_dim), part(2 * k_dim, v)].concat();
         let linear = |rows: &[f32], n| Linear::new(rows, None, n, hidden);
         Ok(Projections {
-            qkv: linear(&qkv, spec.n_channels()),
+            qkv: linear(&qkv, spec.n_channels()).watched(weights.tap(l, Role::DeltaQkvz)),
             z: Chain(linear(&part(2 * k_dim + v, v), values), None),
             b: linear(&take(&ba, 2 * each, 0, each), spec.n_v_heads),
             a: Chain(linear(&take(&ba, 2 * each, each, each), spec.n_v_heads), None),

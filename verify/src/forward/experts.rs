@@ -7,7 +7,7 @@ use moepack_format::{Error, Result};
 use moepack_quant::{Isa, math};
 
 use super::linear::Linear;
-use super::{Weights, sized};
+use super::{Weights, sized, tensor};
 
 /// The weights of an MLP, packed; most have a gate.
 pub struct GatedMlp {
@@ -51,14 +51,15 @@ impl GatedMlp {
     pub(super) fn load_fused(
         weights: &dyn Weights,
         layer: usize,
-        (gate_up, down): (&[f32], Role),
+        [gate_up, down]: [Role; 2],
         inter: usize,
         activation: Activation,
     ) -> Result<GatedMlp> {
         let (l, hidden) = (Some(layer), weights.spec().hidden);
-        let (gate, up) = gate_up.split_at(inter * hidden);
+        let both = tensor(weights, l, gate_up, &[2 * inter, hidden])?;
+        let (gate, up) = both.split_at(inter * hidden);
         Ok(GatedMlp {
-            gate: Some(Linear::new(gate, None, inter, hidden)),
+            gate: Some(Linear::new(gate, None, inter, hidden).watched(weights.tap(l, gate_up))),
             up: Linear::new(up, None, inter, hidden),
             down: Linear::load(weights, l, (down, None), hidden, inter)?,
             activation,

@@ -52,7 +52,8 @@ impl Projections {
             let (q, kv) = all.split_at(nq * hidden);
             let (k, v) = kv.split_at(nk * hidden);
             let part = |rows, n| Linear::new(rows, None, n, hidden);
-            return Ok(Projections { q: part(q, nq), k: part(k, nk), v: Some(part(v, nv)) });
+            let q = part(q, nq).watched(weights.tap(l, Role::Qkv));
+            return Ok(Projections { q, k: part(k, nk), v: Some(part(v, nv)) });
         }
         let qkv = |role, bias, n| Linear::load(weights, l, (role, spec.qkv_bias.then_some(bias)), n, hidden);
         Ok(Projections {

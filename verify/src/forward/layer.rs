@@ -32,7 +32,7 @@ pub struct LayerWeights {
 }
 
 enum MlpWeights {
-    Dense(GatedMlp),
+    Dense(Box<GatedMlp>),
     /// The layer is attention alone.
     None,
     Moe(Box<MoeWeights>),
@@ -77,7 +77,7 @@ impl LayerWeights {
         let layer = spec.layers.get(l).ok_or_else(no_layer)?;
         let mlp = match &layer.mlp {
             &Mlp::Dense { inter, activation, gate_up } => {
-                MlpWeights::Dense(load_dense(weights, l, (inter, activation), gate_up)?)
+                MlpWeights::Dense(Box::new(load_dense(weights, l, (inter, activation), gate_up)?))
             }
             Mlp::Moe(moe) => MlpWeights::Moe(Box::new(MoeWeights::load(weights, l, moe)?)),
             Mlp::None => MlpWeights::None,
@@ -195,16 +195,15 @@ fn load_dense(
     (inter, activation): (usize, Activation),
     gate_up: GateUp,
 ) -> Result<GatedMlp> {
-    let (role, down) = match gate_up {
-        GateUp::One => (Role::DenseGateUp, Role::DenseDown),
-        GateUp::AsShared => (Role::SharedGateUp, Role::SharedDown),
+    let roles = match gate_up {
+        GateUp::One => [Role::DenseGateUp, Role::DenseDown],
+        GateUp::AsShared => [Role::SharedGateUp, Role::SharedDown],
         GateUp::Two => {
             let roles = [Role::DenseGate, Role::DenseUp, Role::DenseDown];
             return GatedMlp::load(weights, l, roles, inter, activation);
         }
     };
-    let gate_up = tensor(weights, Some(l), role, &[2 * inter, weights.spec().hidden])?;
-    GatedMlp::load_fused(weights, l, (&gate_up, down), inter, activation)
+    GatedMlp::load_fused(weights, l, roles, inter, activation)
 }
 
 impl MoeWeights {
@@ -212,14 +211,8 @@ impl MoeWeights {
         let shared = moe.shared.map(|shared| -> Result<SharedWeights> {
             let hidden = weights.spec().hidden;
             let mlp = if shared.fused {
-                let gate_up = tensor(weights, Some(l), Role::SharedGateUp, &[2 * shared.inter, hidden])?;
-                GatedMlp::load_fused(
-                    weights,
-                    l,
-                    (&gate_up, Role::SharedDown),
-                    shared.inter,
-                    shared.activation,
-                )?
+                let roles = [Role::SharedGateUp, Role::SharedDown];
+                GatedMlp::load_fused(weights, l, roles, shared.inter, shared.activation)?
             } else {
                 let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
                 GatedMlp::load(weights, l, roles, shared.inter, shared.activation)?

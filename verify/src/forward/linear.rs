@@ -1,12 +1,14 @@
 //! A linear map with an optional bias: y = W x + b.
 
+use std::sync::Arc;
+
 use moepack_convert::spec::Role;
 use moepack_format::Result;
 use moepack_quant::gemm::{PackedWeights, Rows};
 use moepack_quant::{Isa, math};
 use rayon::prelude::*;
 
-use super::{Weights, of_shape, tensor};
+use super::{Tap, Weights, of_shape, tensor};
 
 /// From this many rows on, one product is split among threads; below, callers have windows or blocks to split.
 const PARALLEL_ROWS: usize = 1024;
@@ -20,6 +22,7 @@ const PART_VALUES: usize = 32 << 20;
 pub(super) struct Linear {
     weights: PackedWeights,
     bias: Option<Vec<f32>>,
+    tap: Option<Arc<Tap>>,
 }
 
 impl Linear {
@@ -33,7 +36,8 @@ impl Linear {
     ) -> Result<Linear> {
         let bias = bias.map(|role| tensor(source, layer, role, &[n])).transpose()?;
         if n * k <= PART_VALUES {
-            return Ok(Linear::new(&tensor(source, layer, role, &[n, k])?, bias, n, k));
+            let linear = Linear::new(&tensor(source, layer, role, &[n, k])?, bias, n, k);
+            return Ok(linear.watched(source.tap(layer, role)));
         }
         let mut weights = PackedWeights::zeros(n, k);
         let n_rows = (PART_VALUES / k).next_multiple_of(16);
@@ -43,12 +47,17 @@ impl Linear {
             let part = of_shape(part, layer, role, &[rows.len(), k])?;
             weights.set_rows(first, Rows { data: &part, stride: k }, rows.len());
         }
-        Ok(Linear { weights, bias })
+        Ok(Linear { weights, bias, tap: source.tap(layer, role) })
     }
 
     /// From `[n, k]` and `[n]`, whose lengths were checked.
     pub(super) fn new(weights: &[f32], bias: Option<Vec<f32>>, n: usize, k: usize) -> Linear {
-        Linear { weights: PackedWeights::pack(weights, n, k), bias }
+        Linear { weights: PackedWeights::pack(weights, n, k), bias, tap: None }
+    }
+
+    /// The same, its inputs watched.
+    pub(super) fn watched(self, tap: Option<Arc<Tap>>) -> Linear {
+        Linear { tap, ..self }
     }
 
     /// Number of outputs.
@@ -72,6 +81,9 @@ impl Linear {
     }
 
     fn apply_part(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
+        if let Some(tap) = &self.tap {
+            tap.see(x);
+        }
         self.weights.matmul(isa, x, out);
         if let Some(bias) = &self.bias {
             out.chunks_exact_mut(bias.len()).for_each(|row| math::add(isa, row, bias));

@@ -2,6 +2,7 @@
 //! second dense MLP (LongCat-Flash, arXiv 2509.01322, section 2.1.2). The experts take what the first attention left.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use moepack_convert::spec::{LayerSpec, ModelSpec, Role, Shortcut};
 use moepack_convert::tensor::{Expert, Tensor};
@@ -12,7 +13,7 @@ use super::attention::Attention;
 use super::experts::GatedMlp;
 use super::layer::add_mlp;
 use super::residual::{self, Sublayer};
-use super::{Stream, Weights};
+use super::{Stream, Tap, Weights};
 use crate::tokens::Windows;
 
 /// The weights of one layer.
@@ -72,5 +73,9 @@ impl Weights for Second<'_> {
 
     fn expert(&self, layer: usize, expert: usize) -> Result<Expert> {
         self.0.expert(layer, expert)
+    }
+
+    fn tap(&self, layer: Option<usize>, role: Role) -> Option<Arc<Tap>> {
+        self.0.tap(layer, role.second().unwrap_or(role))
     }
 }
