@@ -18,6 +18,7 @@ use crate::engine::coder::Coder;
 use crate::engine::prediction::Plan;
 use crate::engine::sensitivity::{FirstPass, Sensitivity, first_pass};
 use crate::engine::sizes::{CalibrationSize, Sizes};
+use crate::engine::trunk::Trunk;
 use crate::output::{say, warn};
 use crate::recipe::{ALIGN_DEFAULT, BITS, Choices, NATIVE, Recipe, TrunkRule, moe_layers};
 use crate::session::Session;
@@ -215,25 +216,28 @@ impl RecipeArgs {
             recipe.validate()?;
             Choices::of(recipe, model.spec())
         };
-        let mut trunk = TrunkChoice { rule: self.trunk()?, is_open: self.is_trunk_open() };
+        // A budget that decides what becomes of the trunk is first shared out as if it were coded.
+        let is_open = self.is_trunk_open() && codes_trunk(model)?;
+        let mut trunk = if is_open { Some(coded_trunk()) } else { self.trunk()? };
         let mut recipe = match &self.recipe {
             Some(path) => Recipe::read(path)?,
-            None => self.made(model, limit, &given, None, &mut trunk)?,
+            None => self.made(model, limit, &given, None, trunk.as_ref())?,
         };
         let mut choices = choices_of(&recipe)?;
         let mut first = None;
         if let Some(text) = given.text {
             let coder = Coder { isa: Isa::get(), choices: &choices, solver: solver(&recipe.solver)? };
-            let tried = if trunk.is_open { coded_trunk().choice()? } else { recipe.trunk_choice()? };
+            let tried = recipe.trunk_choice()?;
             let pass = || first_pass(session, model, text, &coder, limit.is_some(), &tried);
             first = Some(session.in_pool(pass)?);
         }
-        if trunk.is_open {
-            first = self.settle_trunk(model, limit, &given, (&recipe, &choices), first, &mut trunk)?;
+        if is_open && let Some(rates) = self.keeps_trunk(model, limit, &given, &recipe, first.as_ref())? {
+            trunk = None;
+            first = first.map(|first| FirstPass { trunk_kld: None, ..first.at_rate(rates) });
         }
         let sensitivity = first.as_ref().and_then(|first| first.sensitivity.as_ref());
-        if self.recipe.is_none() && (sensitivity.is_some() || trunk.rule != recipe.trunk) {
-            recipe = self.made(model, limit, &given, sensitivity, &mut trunk)?;
+        if self.recipe.is_none() && (sensitivity.is_some() || trunk != recipe.trunk) {
+            recipe = self.made(model, limit, &given, sensitivity, trunk.as_ref())?;
             choices = choices_of(&recipe)?;
         }
         let sizes = Sizes::of(model, &recipe, &choices, given.size())?;
@@ -245,35 +249,37 @@ impl RecipeArgs {
         self.recipe.is_none() && self.target_size.is_some() && self.trunk_codec.is_none()
     }
 
-    /// Codes the trunk if experts gain more by it than it loses; `made` is the recipe with the trunk as released. Gives what
-    /// the first pass says of the recipe to come.
-    fn settle_trunk(
+    /// Whether less is lost with the trunk as released, `coded` being the recipe with it coded; if so, the experts' bits a weight
+    /// with it coded and as released.
+    fn keeps_trunk(
         &self,
         model: &Model,
         limit: Option<Limit>,
         given: &Given<'_>,
-        (recipe, choices): (&Recipe, &Choices),
-        first: Option<FirstPass>,
-        trunk: &mut TrunkChoice,
-    ) -> Result<Option<FirstPass>> {
-        let mut other = TrunkChoice { rule: Some(coded_trunk()), is_open: false };
-        let coded = self.made(model, limit, given, None, &mut other)?;
-        let coded = Sizes::of(model, &coded, &Choices::of(&coded, model.spec())?, given.size())?;
-        let released = Sizes::of(model, recipe, choices, given.size())?;
-        let trade = Trade::of(released.bits_each(), coded.bits_each(), first.as_ref());
-        trunk.is_open = false;
-        let codes_nothing = coded.trunk_learning.n_weights == 0;
-        // Experts cannot take what the trunk gives back.
+        coded: &Recipe,
+        first: Option<&FirstPass>,
+    ) -> Result<Option<[f64; 2]>> {
+        let sizes =
+            |recipe: &Recipe| Sizes::of(model, recipe, &Choices::of(recipe, model.spec())?, given.size());
+        let released = match self.made(model, limit, given, None, None) {
+            Ok(recipe) => sizes(&recipe)?,
+            // Only a coded trunk leaves experts enough.
+            Err(e) if e.kind() == Kind::Plan => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let coded = sizes(coded)?;
+        let rates = [coded.bits_each(), released.bits_each()];
+        let trade = Trade::of(rates, first);
+        // Or experts cannot take what the trunk gives back.
         let is_short = coded.bundle_bytes() as f64 * (1.0 + SHORTFALL) < released.bundle_bytes() as f64;
-        if codes_nothing || is_short || !trade.is_for_coding() {
-            return Ok(first.map(|first| FirstPass { trunk_kld: None, ..first }));
+        if is_short || !trade.is_for_coding() {
+            return Ok(Some(rates));
         }
         say(&format!(
             "note: trunk in {TRUNK_CODED}: mean KLD {:.1e} is expected, {:.1e} with it as released; --trunk-codec says otherwise",
             trade.coded, trade.released
         ));
-        trunk.rule = other.rule;
-        Ok(first.map(|first| first.at_rate(coded.bits_each(), released.bits_each())))
+        Ok(None)
     }
 
     /// A recipe from options alone.
@@ -283,7 +289,7 @@ impl RecipeArgs {
         limit: Option<Limit>,
         given: &Given<'_>,
         sensitivity: Option<&Sensitivity>,
-        trunk: &mut TrunkChoice,
+        trunk: Option<&TrunkRule>,
     ) -> Result<Recipe> {
         let default = Calibrated::by(given.text.is_some(), given.stats_tokens.is_some()).solver();
         let solver_name = self.solver.as_deref().unwrap_or(default);
@@ -298,32 +304,12 @@ impl RecipeArgs {
             if codec != NATIVE {
                 moepack_quant::codec(codec)?;
             }
-            return Ok(Recipe { trunk: trunk.rule.clone(), ..Recipe::uniform(codec, solver_name, align) });
+            return Ok(Recipe { trunk: trunk.cloned(), ..Recipe::uniform(codec, solver_name, align) });
         };
         let (candidates, per_expert) = (self.candidates()?, self.per_expert);
         let (solver, calibrated) = (solver_name, given.size());
-        let rule = trunk.rule.clone();
-        let mut ask = Ask {
-            limit,
-            candidates,
-            solver,
-            trunk: rule.as_ref(),
-            align,
-            sensitivity,
-            per_expert,
-            calibrated,
-        };
-        let coded = coded_trunk();
-        let recipe = match recipe_within(model, &ask) {
-            // Only a coded trunk leaves experts enough.
-            Err(e) if trunk.is_open && e.kind() == Kind::Plan => {
-                ask.trunk = Some(&coded);
-                let recipe = recipe_within(model, &ask)?;
-                *trunk = TrunkChoice { rule: Some(coded.clone()), is_open: false };
-                recipe
-            }
-            recipe => recipe?,
-        };
+        let ask = Ask { limit, candidates, solver, trunk, align, sensitivity, per_expert, calibrated };
+        let recipe = recipe_within(model, &ask)?;
         // The recipe of the first pass is none that anybody gets.
         if sensitivity.is_some() || given.text.is_none() {
             check_met(model, &recipe, &ask)?;
@@ -356,11 +342,9 @@ impl RecipeArgs {
     }
 }
 
-/// What becomes of the trunk.
-struct TrunkChoice {
-    rule: Option<TrunkRule>,
-    /// Whether that is still to be decided, and the trunk is as released until then.
-    is_open: bool,
+/// Whether a coded trunk is another than the released one.
+fn codes_trunk(model: &Model) -> Result<bool> {
+    Ok(Trunk::of(model, &coded_trunk().choice()?)?.coding().n_weights > 0)
 }
 
 fn coded_trunk() -> TrunkRule {

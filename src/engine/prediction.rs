@@ -10,8 +10,8 @@
 //!        = floor + c · relative squared error of matrices on trial                 without, c a stated default
 //! ```
 //!
-//! Experts are tried before a budget is shared out, at one rate for all. What allocation gains is left out: sensitivities
-//! promise more of it than models keep (docs/allocation.md).
+//! Experts are tried before a budget is shared out, at one rate for all; what sharing it out gains follows from sensitivities.
+//! What a coded trunk loses is added.
 
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::engine::budget::Budget;
-use crate::engine::sensitivity::{FirstPass, sample};
+use crate::engine::sensitivity::{FirstPass, Sensitivity, sample};
 use crate::engine::sizes::Sizes;
 use crate::engine::trial::timed;
 use crate::memory::peak_rss_bytes;
@@ -92,7 +92,7 @@ pub struct Plan<'a> {
 /// Weights that cannot be read or coded.
 pub fn predict(session: &Session, plan: Plan<'_>, budget: &Budget) -> Result<Prediction> {
     let trials = match plan.first {
-        Some(first) => known_trials(first),
+        Some(first) => known_trials(&plan, first)?,
         None => session.in_pool(|| trials(&plan))?,
     };
     let coded_weights = plan.sizes.expert_weights() + plan.sizes.trunk_learning.n_weights;
@@ -121,11 +121,29 @@ struct Trials {
 }
 
 /// What the first pass showed.
-fn known_trials(first: &FirstPass) -> Trials {
+fn known_trials(plan: &Plan<'_>, first: &FirstPass) -> Result<Trials> {
     let seconds: f64 = first.trials.iter().map(|t| t.coding_seconds).sum();
     let n_weights: usize = first.trials.iter().map(|t| t.n_weights).sum();
     let seconds_a_weight = if n_weights > 0 { seconds / n_weights as f64 } else { 0.0 };
-    Trials { seconds_a_weight, kld: first.expert_kld() + first.trunk_kld.unwrap_or(0.0) }
+    let experts = first.expert_kld() * allocated_share(plan, first.sensitivity.as_ref())?;
+    Ok(Trials { seconds_a_weight, kld: experts + first.trunk_kld.unwrap_or(0.0) })
+}
+
+/// What is left of the KLD of one rate for all where rates follow sensitivities.
+fn allocated_share(plan: &Plan<'_>, sensitivity: Option<&Sensitivity>) -> Result<f64> {
+    let Some(sensitivity) = sensitivity else { return Ok(1.0) };
+    let (mut allocated, mut alike) = (0.0, 0.0);
+    for (layer, n_experts) in moe_layers(plan.model.spec()) {
+        for part in MATRICES {
+            for expert in 0..n_experts {
+                let Some((bits, _)) = bits_of(plan, layer, expert, part)? else { continue };
+                let worth = sensitivity.of_part(layer, part) * sensitivity.share(layer, expert..expert + 1);
+                allocated += worth * relative_error(bits);
+                alike += worth * relative_error(plan.sizes.bits_each());
+            }
+        }
+    }
+    Ok(if alike > 0.0 { allocated / alike } else { 1.0 })
 }
 
 /// One matrix that was coded.

@@ -114,8 +114,8 @@ impl FirstPass {
     }
 
     /// What is expected of the experts at another rate.
-    pub fn at_rate(self, bits: f64, instead_of: f64) -> FirstPass {
-        FirstPass { kld: self.kld * relative_error(bits) / relative_error(instead_of), ..self }
+    pub fn at_rate(self, [was, is]: [f64; 2]) -> FirstPass {
+        FirstPass { kld: self.kld * relative_error(is) / relative_error(was), ..self }
     }
 
     /// Bytes of all its streams and their sums, at most.

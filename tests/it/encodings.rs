@@ -59,7 +59,11 @@ fn a_plane_that_differs_from_the_release_is_found() {
         fs::write(model.join("model.safetensors"), crate::hostile::damage::unparse(&tensors)).unwrap();
         let check = moepack(work.path(), &["check", "out.moepack", "--against", "model"]);
         assert_eq!(check.code, Some(1), "{name}: {}{}", check.stdout, check.stderr);
-        assert!(check.stdout.contains("layer 1, expert 2: kept as released"), "{name}: {}", check.stdout);
+        assert!(
+            check.stdout.contains("up_proj: kept as released") && check.stdout.contains("layer 1, expert 2,"),
+            "{name}: {}",
+            check.stdout
+        );
     }
 }
 

@@ -24,11 +24,12 @@ pub struct Trade {
 }
 
 impl Trade {
-    /// Of two bundles of one size, whose experts have so many bits a weight; the first pass was one with the trunk as released.
-    pub fn of(released: f64, coded: f64, first: Option<&FirstPass>) -> Trade {
+    /// Of two bundles of one size, whose experts have so many bits a weight with the trunk coded and with it as released; the
+    /// first pass was one with it coded.
+    pub fn of([coded, released]: [f64; 2], first: Option<&FirstPass>) -> Trade {
         let error = relative_error;
         let per_error = match first {
-            Some(first) => first.expert_kld() / error(released),
+            Some(first) => first.expert_kld() / error(coded),
             None => KLD_PER_ERROR,
         };
         let trunk = first.map_or(KLD_PER_ERROR * CODED_ERROR, |first| first.trunk_kld.unwrap_or(0.0));
@@ -47,11 +48,11 @@ mod tests {
 
     #[test]
     fn coarse_experts_gain_more_than_the_trunk_loses() {
-        let first = FirstPass { kld: 0.01, trunk_kld: Some(0.0002), ..FirstPass::default() };
-        assert!(Trade::of(2.0, 2.5, Some(&first)).is_for_coding());
-        let fine = FirstPass { kld: 0.000_1, ..first };
-        assert!(!Trade::of(4.0, 4.5, Some(&fine)).is_for_coding());
-        assert!(Trade::of(3.0, 3.2, None).is_for_coding());
-        assert!(!Trade::of(6.5, 6.6, None).is_for_coding());
+        let first = FirstPass { kld: 0.005, trunk_kld: Some(0.0002), ..FirstPass::default() };
+        assert!(Trade::of([2.5, 2.0], Some(&first)).is_for_coding());
+        let fine = FirstPass { kld: 0.000_05, ..first };
+        assert!(!Trade::of([4.5, 4.0], Some(&fine)).is_for_coding());
+        assert!(Trade::of([3.2, 3.0], None).is_for_coding());
+        assert!(!Trade::of([6.6, 6.5], None).is_for_coding());
     }
 }
