@@ -13,6 +13,7 @@ mod encodings;
 mod environment;
 mod goldens;
 mod hostile;
+mod imatrix;
 mod inspect;
 mod integrity;
 mod many_experts;

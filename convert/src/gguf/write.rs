@@ -38,15 +38,28 @@ pub fn write(
         let path = dir.join(file_name(name, nth, files.len()));
         let keys = keys_of(metadata, nth, files.len(), tensors.len())?;
         let part = tensors.get(range.clone()).unwrap_or_default();
-        let mut file = AtomicFile::create(&path)?;
-        file.append(&header(&keys, part)?)?;
-        for (i, info) in range.clone().zip(part) {
-            write_tensor(&mut file, info, |sink| data(i, sink)).in_file(&path)?;
-        }
-        file.commit()?;
+        write_file(&path, &keys, part, |i, sink| data(range.start + i, sink))?;
         paths.push(path);
     }
     Ok(paths)
+}
+
+/// Writes one file; as [`write`].
+///
+/// # Errors
+/// As [`write`].
+pub fn write_file(
+    path: &Path,
+    metadata: &[(String, Value)],
+    tensors: &[TensorInfo],
+    mut data: impl FnMut(usize, &mut Sink<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.append(&header(metadata, tensors)?)?;
+    for (i, info) in tensors.iter().enumerate() {
+        write_tensor(&mut file, info, |sink| data(i, sink)).in_file(path)?;
+    }
+    file.commit()
 }
 
 /// The name of the `nth` file, from 0, of `count`.
