@@ -14,7 +14,6 @@ pub mod arch;
 pub mod model;
 mod pretokenizer;
 pub mod read;
-pub mod set;
 pub mod types;
 pub mod value;
 mod vocabulary;
@@ -24,6 +23,9 @@ pub use model::{Written, export};
 pub use read::Gguf;
 pub use types::{TYPES, Type};
 pub use value::Value;
+
+pub mod file;
+pub mod set;
 
 /// First bytes of a file.
 pub const MAGIC: [u8; 4] = *b"GGUF";

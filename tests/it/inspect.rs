@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use moepack_convert::gguf::write::write;
+use moepack_convert::gguf::file::write;
 use moepack_convert::gguf::{TensorInfo, Type, Value, value};
 use serde_json::{Value as Json, json};
 
@@ -32,7 +32,7 @@ fn model(dir: &Path, split: Option<u64>) -> Vec<PathBuf> {
         ("tokenizer.chat_template", text(&"x".repeat(3000))),
     ];
     let keys = keys.map(|(key, value)| (key.to_owned(), value));
-    let data = |i: usize, sink: &mut moepack_convert::gguf::write::Sink<'_>| {
+    let data = |i: usize, sink: &mut moepack_convert::gguf::file::Sink<'_>| {
         sink(&vec![0; tensors[i].bytes()? as usize])
     };
     write(dir, "m", &keys, &tensors, split, data).unwrap()

@@ -107,8 +107,8 @@ mod tests {
     use moepack_format::Kind;
 
     use super::*;
+    use crate::gguf::file::write;
     use crate::gguf::types::Type;
-    use crate::gguf::write::write;
     use crate::gguf::{TensorInfo, Value};
 
     fn split(dir: &Path, name: &str, n_tensors: usize) -> Vec<PathBuf> {

@@ -6,7 +6,7 @@ use moepack_format::Kind;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gguf::write::write_file;
+use crate::gguf::file::write_file;
 use crate::gguf::{TensorInfo, Type, Value};
 
 const NAME: &str = "blk.0.ffn_up_exps.weight";

@@ -7,7 +7,7 @@ use moepack_format::error::Context;
 use moepack_format::{Error, Result};
 
 use super::{About, CHUNK_TOKENS, COUNT_MAX, Form};
-use crate::gguf::write::write_file;
+use crate::gguf::file::write_file;
 use crate::gguf::{TensorInfo, Type, Value};
 
 /// The matrices of one tensor.

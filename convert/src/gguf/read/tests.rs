@@ -4,19 +4,28 @@ use moepack_format::Kind;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gguf::write::write;
+use crate::gguf::write;
 
-/// A file with keys of every kind and two tensors.
+/// A file with keys of every kind and two tensors, or two of them.
 fn sample(dir: &Path, split: Option<u64>) -> Vec<PathBuf> {
     let q8 = Type::of_codec("q8_0").unwrap();
     let info = |name: &str, dims: &[u64]| TensorInfo { name: name.to_owned(), dims: dims.to_vec(), kind: q8 };
     let tensors = [info("a", &[32, 1]), info("b", &[64, 2, 3])];
-    write(dir, "model", &metadata(), &tensors, split, |i, sink| {
-        let bytes = tensors[i].bytes()?;
-        sink(&vec![i as u8; bytes as usize / 2])?;
-        sink(&vec![i as u8; bytes as usize - bytes as usize / 2])
-    })
-    .unwrap()
+    let files = write::split(&tensors, split.unwrap_or(u64::MAX)).unwrap();
+    let written = |(n, range): (usize, &std::ops::Range<usize>)| {
+        let keys = write::keys_of(&metadata(), n, files.len(), tensors.len()).unwrap();
+        let laid = write::layout(&keys, &tensors[range.clone()]).unwrap();
+        let mut bytes = laid.header;
+        bytes.resize(laid.bytes as usize, 0);
+        for (i, at) in range.clone().zip(laid.offsets) {
+            let len = tensors[i].bytes().unwrap() as usize;
+            bytes[at as usize..at as usize + len].fill(i as u8);
+        }
+        let path = dir.join(write::file_name("model", n + 1, files.len()));
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    files.iter().enumerate().map(written).collect()
 }
 
 fn metadata() -> Vec<(String, Value)> {
@@ -172,7 +181,7 @@ fn an_outline_has_the_first_elements_of_arrays_and_checks_the_rest() {
     let texts = (0..20).map(|i| "x".repeat(i));
     let keys =
         [("long".to_owned(), Value::strings(texts)), ("short".to_owned(), Value::strings(["a".to_owned()]))];
-    let path = &write(dir.path(), "m", &keys, &[], None, |_, _| Ok(())).unwrap()[0];
+    let path = &crate::gguf::file::write(dir.path(), "m", &keys, &[], None, |_, _| Ok(())).unwrap()[0];
     let (whole, outline) = (Gguf::open(path).unwrap(), Gguf::outline(path).unwrap());
     assert_eq!((whole.array_len("long"), outline.array_len("long")), (Some(20), Some(20)));
     assert_eq!((outline.array_len("short"), outline.array_len("absent")), (Some(1), None));
@@ -310,8 +319,8 @@ proptest! {
     #[test]
     fn an_edited_file_is_sound_or_an_error((keys, tensors) in model(), changes in edits()) {
         let dir = tempfile::tempdir().unwrap();
-        let zeros = |i: usize, sink: &mut crate::gguf::write::Sink<'_>| sink(&vec![0; tensors[i].bytes()? as usize]);
-        let path = &write(dir.path(), "m", &keys, &tensors, None, zeros).unwrap()[0];
+        let zeros = |i: usize, sink: &mut crate::gguf::file::Sink<'_>| sink(&vec![0; tensors[i].bytes()? as usize]);
+        let path = &crate::gguf::file::write(dir.path(), "m", &keys, &tensors, None, zeros).unwrap()[0];
         let good = Gguf::open(path).unwrap();
         prop_assert_eq!(&good.metadata, &keys.into_iter().collect());
         prop_assert!(good.tensors.iter().map(|(t, _)| t).eq(&tensors));
