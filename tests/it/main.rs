@@ -20,6 +20,7 @@ mod many_experts;
 mod paging;
 mod released;
 mod resume;
+mod strangers;
 mod support;
 mod tidy;
 mod trunk;
