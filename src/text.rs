@@ -70,6 +70,10 @@ pub fn windows_of_text(model: &Model, text: &Path, args: &WindowArgs) -> Result<
     check_forward(model)?;
     let bytes = read(text, TEXT_BYTES_MAX)?;
     let text_str = utf8(&bytes).in_file(text)?;
+    if text_str.is_empty() {
+        let empty = Error::bad_data("the text is empty").in_file(text);
+        return Err(empty.hint("give a text of a few thousand words"));
+    }
     let path = model.root().join(TOKENIZER);
     if !path.exists() {
         return Err(Error::missing("the model has no tokenizer.json")

@@ -24,6 +24,9 @@ pub use read::Gguf;
 pub use types::{TYPES, Type};
 pub use value::Value;
 
+pub mod file;
+pub mod set;
+
 /// First bytes of a file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is read and written.
@@ -35,12 +38,21 @@ pub const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Largest alignment that is believed; published files have 32.
 const ALIGNMENT_MAX: u64 = 1 << 20;
+/// Bytes of all that comes before the data; the largest vocabularies make 20 MB. With the two caps below it bounds the
+/// memory that reading takes.
+const HEADER_BYTES_MAX: u64 = 64 << 20;
+/// Tensors of a file; published ones, in which the experts of a layer are one, have under 3000.
+const TENSORS_MAX: u64 = 1 << 16;
+/// Elements of all arrays together that are kept in memory; an [outline](Gguf::outline) keeps few of each.
+const ELEMENTS_MAX: u64 = 1 << 21;
 /// Bytes of a key; the format's own limit.
 const KEY_BYTES_MAX: u64 = 65_535;
 /// Bytes of a string value; chat templates stay under 100 kB.
 const STRING_BYTES_MAX: u64 = 16 << 20;
 /// Elements of an array; vocabularies have some 260 k tokens and 450 k merges.
 const ARRAY_MAX: u64 = 1 << 26;
+/// Elements of each array that an outline keeps.
+const OUTLINE_ELEMENTS: usize = 8;
 /// Keys of a file; published ones have under 100.
 const KEYS_MAX: u64 = 1 << 16;
 /// Bytes of a tensor's name; ggml has room for 64 with the zero at the end.

@@ -15,6 +15,7 @@ pub mod encoding;
 pub mod family;
 pub mod gguf;
 pub mod hparams;
+pub mod imatrix;
 mod json;
 pub mod layout;
 pub mod limits;

@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::budget::Budget;
-use crate::engine::calibration::{Calibration, run_expert};
-use crate::engine::stats::{About, ExpertStats, SCHEMA, StatsWriter, config_sha256, tokens_sha256};
+use crate::engine::calibration::{Calibration, Observed, observe_expert};
+use crate::engine::stats::{About, SCHEMA, StatsWriter, config_sha256, tokens_sha256};
 use crate::output::{print, print_json, refuse_existing_file};
 use crate::session::Session;
 use crate::text::{InputArgs, WindowArgs};
@@ -70,6 +70,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         config_sha256: config_sha256(&model)?,
         n_tokens,
         tokens_sha256: tokens_sha256(&windows),
+        window_tokens: windows.lens.iter().max().map(|&n| n as u64),
     };
     let writer = StatsWriter::create(&args.output, &model, &about)?;
     let experts_without_tokens = calibrate(session, &model, windows, writer)?;
@@ -101,15 +102,15 @@ fn calibrate(
         let Some(moe) = layer.mlp.moe() else { continue };
         let pass = calibration.route(&weights)?;
         let mut sum = RoutedSum::new(&pass);
-        let mut stats: Vec<ExpertStats> = Vec::with_capacity(moe.n_experts);
+        let mut stats: Vec<Observed> = Vec::with_capacity(moe.n_experts);
         let work = |e: usize| {
             session.stop.check()?;
             let mlp = weights.pack_expert(&model.expert(l, e)?.decode(isa)?)?;
-            run_expert(isa, &pass, e, &mlp, (pass.width(), moe.inter))
+            observe_expert(isa, &pass, e, &mlp, (pass.width(), moe.inter))
         };
         ordered(moe.n_experts, work, |e, (output, expert)| {
             sum.add(&output);
-            if expert.input.n_tokens == 0 {
+            if expert.weighted.input.n_tokens == 0 {
                 starved.push((l, e));
             }
             stats.push(expert);

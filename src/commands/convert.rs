@@ -22,6 +22,8 @@ use crate::output::{print, print_json, say, table};
 use crate::session::Session;
 use crate::size::human;
 
+mod imatrix;
+
 /// The table row.
 pub const COMMAND: Command = Command {
     name: "convert",
@@ -31,6 +33,7 @@ pub const COMMAND: Command = Command {
         "moepack convert qwen3.moepack --to mlx -o qwen3-mlx --base-model Qwen/Qwen3-30B-A3B",
         "moepack convert v3.moepack --to safetensors -o v3",
         "moepack convert Qwen3-30B-A3B --to mlx -o qwen3-mlx --requantize int4-g64",
+        "moepack convert qwen3.stats --to imatrix -o qwen3-imatrix.gguf",
     ],
     args: Arguments::augment_args,
     run: |matches, session| run(&parse(matches)?, session),
@@ -41,12 +44,12 @@ const SHOWN: usize = 10;
 
 #[derive(Args, Debug)]
 struct Arguments {
-    /// Checkpoint, Hugging Face cache directory, or bundle
+    /// Checkpoint, Hugging Face cache directory, or bundle; for an imatrix the stats that `calibrate` wrote
     model: PathBuf,
     /// What to write.
     #[arg(long, value_name = "TARGET", value_parser = targets(), help = target_help())]
     to: String,
-    /// The directory to write
+    /// The directory to write; of an imatrix the file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// BF16 even where the bytes of the release are there (safetensors)
@@ -88,6 +91,9 @@ struct Report<'a> {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
+    if let Some(form) = imatrix::form(&args.to) {
+        return imatrix::run(args, form, session);
+    }
     let started = Instant::now();
     check_places(&args.model, &args.output)?;
     refuse_existing(&args.output, args.overwrite)?;
@@ -171,11 +177,14 @@ fn repository(path: &Path) -> Option<String> {
 }
 
 fn targets() -> PossibleValuesParser {
-    PossibleValuesParser::new(TARGETS.iter().map(|(_, name, _)| *name))
+    let models = TARGETS.iter().map(|(_, name, _)| *name);
+    PossibleValuesParser::new(models.chain(imatrix::TARGETS.iter().map(|(name, ..)| *name)))
 }
 
 fn target_help() -> String {
-    let lines = TARGETS.iter().map(|(_, name, doc)| format!("\n  {name:<20}{doc}"));
+    let stats = imatrix::TARGETS.iter().map(|(name, _, doc)| (name, doc));
+    let all = TARGETS.iter().map(|(_, name, doc)| (name, doc)).chain(stats);
+    let lines = all.map(|(name, doc)| format!("\n  {name:<20}{doc}"));
     format!("What to write:{}", lines.collect::<String>())
 }
 

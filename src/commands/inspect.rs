@@ -1,13 +1,15 @@
-//! `moepack inspect`: what a checkpoint or bundle is.
+//! `moepack inspect`: what a checkpoint, bundle or GGUF file is.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 use moepack_convert::{Model, Role, TrunkTensor};
-use moepack_format::Result;
+use moepack_format::error::printable;
+use moepack_format::{Error, Result};
 use serde::Serialize;
 
+use self::scheme::Scheme;
 use super::options::OpenArgs;
 use super::{Command, parse};
 use crate::engine::coverage::{ExpertRow, expert_rows, expert_table};
@@ -16,22 +18,32 @@ use crate::output::{print, print_json, table};
 use crate::session::Session;
 use crate::size::human;
 
+mod gguf;
+mod scheme;
+
 /// The table row.
 pub const COMMAND: Command = Command {
     name: "inspect",
-    about: "Show what a checkpoint or bundle is: family, layers, experts, codecs, bytes, bits per weight",
-    examples: &["moepack inspect Qwen3-30B-A3B", "moepack inspect Qwen3-30B-A3B.moepack --experts"],
+    about: "Show what a checkpoint, bundle or GGUF file is: family, layers, experts, codecs, bytes, bits per weight",
+    examples: &[
+        "moepack inspect Qwen3-30B-A3B",
+        "moepack inspect Qwen3-30B-A3B.moepack --experts",
+        "moepack inspect Qwen3-30B-A3B-Q4_K_M-00001-of-00002.gguf --tensors",
+    ],
     args: Arguments::augment_args,
     run: |matches, session| run(&parse(matches)?, session),
 };
 
 #[derive(Args, Debug)]
 struct Arguments {
-    /// Checkpoint, Hugging Face cache directory, or bundle
+    /// Checkpoint, Hugging Face cache directory, bundle, or GGUF file (of a split model any of its files)
     model: PathBuf,
-    /// Show each matrix of each expert: bits, and what calibration found
+    /// Show each matrix of each expert: bits, and what calibration found (checkpoints and bundles)
     #[arg(long)]
     experts: bool,
+    /// Show each tensor: type, dimensions, bytes, place (GGUF files)
+    #[arg(long, conflicts_with = "experts")]
+    tensors: bool,
     #[command(flatten)]
     open: OpenArgs,
 }
@@ -42,6 +54,8 @@ struct Report<'a> {
     model: String,
     kind: &'static str,
     family: String,
+    /// What config.json says about how it is quantized.
+    quantization: Option<Scheme>,
     n_layers: usize,
     n_moe_layers: usize,
     hidden: usize,
@@ -87,6 +101,15 @@ struct LayerReport {
 }
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
+    if gguf::is_gguf(&args.model) {
+        return gguf::run(args, session);
+    }
+    if args.tensors {
+        let what = "--tensors is for GGUF files";
+        return Err(Error::usage(what)
+            .in_file(&args.model)
+            .hint("--experts lists the matrices of a checkpoint or bundle"));
+    }
     let model = args.open.open(&args.model)?;
     let report = report(&model, args)?;
     if session.json { print_json(&report) } else { print(&text(&report)) }
@@ -118,6 +141,7 @@ fn report<'a>(model: &'a Model, args: &Arguments) -> Result<Report<'a>> {
         model: args.model.display().to_string(),
         kind: if model.bundle().is_some() { "bundle" } else { "checkpoint" },
         family: spec.family.to_owned(),
+        quantization: Scheme::of(model).filter(|_| model.bundle().is_none()),
         n_layers: spec.layers.len(),
         n_moe_layers: layers.len(),
         hidden: spec.hidden,
@@ -211,6 +235,9 @@ fn text(r: &Report<'_>) -> String {
     let line = |name: &str, value: String| format!("{name:<15}{value}\n");
     let mut text = line(r.kind, r.model.clone());
     text += &line("family", r.family.clone());
+    if let Some(scheme) = &r.quantization {
+        text += &line("quantization", printable(&scheme.text()));
+    }
     text += &line(
         "layers",
         format!("{} ({} with experts), hidden {}, vocab {}", r.n_layers, r.n_moe_layers, r.hidden, r.vocab),

@@ -192,8 +192,9 @@ impl Prepared {
                     .hint(format!("give --calibrate TEXT{way}")))
             }
             Calibrated::ByStats if solver.needs_hessian() => {
-                Err(Error::usage(format!("solver {name} needs Hessians, and stats files have none"))
-                    .hint("give --calibrate TEXT instead of --stats, or say --solver weighted"))
+                let what = format!("solver {name} needs Hessians, and imatrix and stats files have none");
+                let hint = "give --calibrate TEXT instead of --stats, or say --solver weighted";
+                Err(Error::usage(what).hint(hint))
             }
             _ => Ok(()),
         }

@@ -18,11 +18,11 @@ use crate::engine::budget::{Budget, within_memory};
 use crate::engine::coverage::{ExpertRow, coverage, expert_rows};
 use crate::engine::prediction::{Prediction, predict};
 use crate::engine::quantize::{Job, Outcome, quantize};
-use crate::engine::stats::{StatsFile, config_sha256};
+use crate::engine::stats::Stats;
 use crate::engine::workspace::refuse_existing;
 use crate::engine::writer::bits_each;
 use crate::memory::peak_rss_bytes;
-use crate::output::{print, print_json, refuse_existing_file, say, table, write_file};
+use crate::output::{print, print_json, refuse_existing_file, say, table, warn, write_file};
 use crate::session::Session;
 use crate::size::human;
 use crate::text::{WindowArgs, windows_of_text};
@@ -35,6 +35,7 @@ pub const COMMAND: Command = Command {
         "moepack quantize Qwen3-30B-A3B -o Qwen3-30B-A3B.moepack",
         "moepack quantize DeepSeek-V3 -o v3.moepack --codec int4-g64 --calibrate calib.txt --verify eval.txt",
         "moepack quantize gpt-oss-120b -o gpt-oss.moepack",
+        "moepack quantize Qwen3-30B-A3B -o q4.moepack --codec q4_k --imatrix imatrix.gguf",
         "moepack quantize Qwen3-30B-A3B -o q.moepack --recipe recipe.toml --max-kld 0.02 --verify eval.txt",
     ],
     args: Arguments::augment_args,
@@ -53,8 +54,8 @@ struct Arguments {
     /// Text to calibrate on: what goes into each expert decides which errors matter
     #[arg(long, value_name = "TEXT", conflicts_with = "stats")]
     calibrate: Option<PathBuf>,
-    /// Stats of an earlier `calibrate`
-    #[arg(long, value_name = "STATS")]
+    /// Stats of an earlier `calibrate`, or an importance matrix of llama.cpp (GGUF or .dat)
+    #[arg(long, value_name = "STATS", visible_alias = "imatrix")]
     stats: Option<PathBuf>,
     /// Text to measure drift on, in the same pass
     #[arg(long, value_name = "TEXT")]
@@ -108,12 +109,12 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
             .in_file(&args.checkpoint)
             .hint("quantize its checkpoint"));
     }
-    let stats =
-        args.stats.as_ref().map(|p| StatsFile::open(p, &model, &config_sha256(&model)?)).transpose()?;
+    let stats = args.stats.as_ref().map(|p| Stats::open(p, &model)).transpose()?;
+    stats.iter().flat_map(Stats::warnings).for_each(|w| warn(w));
     let windows =
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
-    let stats_tokens = stats.as_ref().map(|s| s.about().n_tokens);
+    let stats_tokens = stats.as_ref().map(Stats::n_tokens);
     let given = Given { text: calibration.as_ref(), stats_tokens };
     let prepared = args.recipe.prepare(session, &model, given)?;
     prepared.check_calibrated(Calibrated::by(args.calibrate.is_some(), args.stats.is_some()))?;

@@ -51,6 +51,15 @@ impl Calibration {
     }
 }
 
+/// What an expert's inputs are like, as [`run_expert`] and as llama.cpp sees them.
+#[derive(Debug)]
+pub struct Observed {
+    /// Each token counts as its squared routing weight.
+    pub weighted: ExpertStats,
+    /// Each token counts alike.
+    pub plain: ExpertStats,
+}
+
 /// Runs an expert over its tokens and collects what its inputs are like.
 ///
 /// # Errors
@@ -62,28 +71,68 @@ pub fn run_expert(
     mlp: &GatedMlp,
     (hidden, inter): (usize, usize),
 ) -> Result<(ExpertOutput, ExpertStats)> {
-    let mut moments =
-        Moments { isa, input: ColumnSums::new(hidden), inner: ColumnSums::new(inter), outcome: Ok(()) };
+    let mut moments = Moments { isa, weighted: Sides::new(hidden, inter), plain: None, outcome: Ok(()) };
     let output = pass.run_expert(expert, mlp, Some(&mut moments))?;
     moments.outcome?;
-    Ok((output, ExpertStats { input: moments.input.finish(), inner: moments.inner.finish() }))
+    Ok((output, moments.weighted.finish()))
 }
 
-struct Moments {
+/// The same, with what it looks like where no routing weight counts.
+///
+/// # Errors
+/// As [`run_expert`].
+pub fn observe_expert(
     isa: Isa,
+    pass: &MoePass<'_>,
+    expert: usize,
+    mlp: &GatedMlp,
+    (hidden, inter): (usize, usize),
+) -> Result<(ExpertOutput, Observed)> {
+    let mut plain = Sides::new(hidden, inter);
+    let mut moments =
+        Moments { isa, weighted: Sides::new(hidden, inter), plain: Some(&mut plain), outcome: Ok(()) };
+    let output = pass.run_expert(expert, mlp, Some(&mut moments))?;
+    let (weighted, outcome) = (moments.weighted, moments.outcome);
+    outcome?;
+    Ok((output, Observed { weighted: weighted.finish(), plain: plain.finish() }))
+}
+
+/// Sums over the inputs of gate and up, and of down.
+struct Sides {
     input: ColumnSums,
     inner: ColumnSums,
+}
+
+impl Sides {
+    fn new(hidden: usize, inter: usize) -> Sides {
+        Sides { input: ColumnSums::new(hidden), inner: ColumnSums::new(inter) }
+    }
+
+    fn add(&mut self, isa: Isa, x: &[f32], a: &[f32], weights: Option<&[f32]>) -> Result<()> {
+        self.input.add(isa, x, weights)?;
+        self.inner.add(isa, a, weights)
+    }
+
+    fn finish(&self) -> ExpertStats {
+        ExpertStats { input: self.input.finish(), inner: self.inner.finish() }
+    }
+}
+
+struct Moments<'a> {
+    isa: Isa,
+    weighted: Sides,
+    plain: Option<&'a mut Sides>,
     outcome: Result<()>,
 }
 
-impl Observer for Moments {
+impl Observer for Moments<'_> {
     fn block(&mut self, x: &[f32], a: &[f32], weights: &[f32]) {
         if self.outcome.is_ok() {
             let squares: Vec<f32> = weights.iter().map(|w| w * w).collect();
-            self.outcome = self
-                .input
-                .add(self.isa, x, Some(&squares))
-                .and_then(|()| self.inner.add(self.isa, a, Some(&squares)));
+            self.outcome = self.weighted.add(self.isa, x, a, Some(&squares));
+        }
+        if let (Some(plain), Ok(())) = (&mut self.plain, &self.outcome) {
+            self.outcome = plain.add(self.isa, x, a, None);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::calibration::{self, Calibration};
 use crate::engine::coder::{Coded, Coder, Learnt};
 use crate::engine::evidence::{self, Pool};
 use crate::engine::pair::{Pair, PairDelta, PairOutput, PairPass, PairSums};
-use crate::engine::stats::{ExpertStats, StatsFile};
+use crate::engine::stats::{ExpertStats, Stats};
 use crate::engine::workspace::Workspace;
 use crate::engine::writer::{BankSink, LayerNote, layer_note};
 use crate::progress::Progress;
@@ -36,7 +36,7 @@ pub struct ExpertWork<'a> {
     /// Codec of each matrix.
     pub choices: &'a Choices,
     /// Stats of an earlier calibration.
-    pub stats: Option<&'a StatsFile>,
+    pub stats: Option<&'a Stats>,
     /// Planes of all experts, for the bank's header.
     pub n_planes: usize,
     /// The layer.

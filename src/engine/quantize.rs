@@ -20,7 +20,7 @@ use crate::engine::experts::ExpertWork;
 use crate::engine::hash::Hashes;
 use crate::engine::pair::{Drift, Pair};
 use crate::engine::sizes::Sizes;
-use crate::engine::stats::{StatsFile, tokens_sha256};
+use crate::engine::stats::{Stats, tokens_sha256};
 use crate::engine::trunk::Trunk;
 use crate::engine::trunk::write::{TrunkNote, TrunkWork};
 use crate::engine::workspace::Workspace;
@@ -47,7 +47,7 @@ pub struct Job<'a> {
     /// Text to calibrate on.
     pub calibration: Option<Windows>,
     /// Stats of an earlier calibration.
-    pub stats: Option<&'a StatsFile>,
+    pub stats: Option<&'a Stats>,
     /// Text to measure drift on.
     pub evaluation: Option<Windows>,
 }
@@ -92,7 +92,7 @@ fn recipe_value(job: &Job<'_>) -> Value {
         (Some(windows), _) => {
             json!({"tokens": windows.tokens.len(), "tokens_sha256": tokens_sha256(windows)})
         }
-        (None, Some(stats)) => json!({"stats_sha256": stats.sha256(), "tokens": stats.about().n_tokens}),
+        (None, Some(stats)) => stats.provenance(),
         (None, None) => Value::Null,
     };
     json!({"recipe": job.recipe, "calibration": calibration})

@@ -4,6 +4,9 @@
 //! `layers.L.tokens` (I64, `[n_experts]`), `layers.L.input` (F32, `[n_experts, hidden]`, mean squares of what goes into
 //! gate and up) and `layers.L.inner` (F32, `[n_experts, inter]`, of what goes into down). Means are over the tokens routed
 //! to the expert, each weighted with its squared routing weight, by which the expert's error reaches the output.
+//! `layers.L.input_plain` and `layers.L.inner_plain` are the same means without weights, as llama.cpp takes them.
+//!
+//! [`Stats`] is what a run is given: such a file, or an importance matrix of llama.cpp.
 
 use std::path::Path;
 
@@ -15,6 +18,15 @@ use moepack_quant::stats::ColumnStats;
 use moepack_verify::tokens::Windows;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::engine::calibration::Observed;
+
+mod export;
+mod given;
+mod importance;
+
+pub use export::{Exported, export_imatrix};
+pub use given::Stats;
 
 /// What an expert's inputs were like.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,11 +57,16 @@ pub struct About {
     pub n_tokens: u64,
     /// [`tokens_sha256`] of the calibration text.
     pub tokens_sha256: String,
+    /// Tokens of the longest window of it; earlier versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_tokens: Option<u64>,
 }
 
 /// The schema this code reads and writes.
 pub const SCHEMA: &str = "moepack.stats/1";
 const ABOUT: &str = "about";
+const INPUT_PLAIN: &str = "input_plain";
+const INNER_PLAIN: &str = "inner_plain";
 
 /// SHA-256 of a model's config.json.
 ///
@@ -81,6 +98,7 @@ impl StatsWriter {
         let mut specs = vec![PlaneSpec::new(ABOUT, Dtype::U8, &[about.len() as u64])];
         for (layer, dims) in dims(model) {
             specs.extend(dims.specs(layer));
+            specs.extend(dims.plain_specs(layer));
         }
         let mut writer = TrunkWriter::create(path, &specs)?;
         writer.write(ABOUT, &about)?;
@@ -91,15 +109,19 @@ impl StatsWriter {
     ///
     /// # Errors
     /// A failed write.
-    pub fn write(&mut self, layer: usize, experts: &[ExpertStats]) -> Result<()> {
-        let bytes: Vec<u8> = experts.iter().flat_map(|e| (e.input.n_tokens as i64).to_le_bytes()).collect();
-        self.0.write(&name(layer, "tokens"), &bytes)?;
-        for (what, of) in [("input", Part::Gate), ("inner", Part::Down)] {
-            for expert in experts {
-                let bytes: Vec<u8> =
-                    expert.of(of).second_moment.iter().flat_map(|m| m.to_le_bytes()).collect();
-                self.0.write(&name(layer, what), &bytes)?;
-            }
+    pub fn write(&mut self, layer: usize, experts: &[Observed]) -> Result<()> {
+        let counts = experts.iter().flat_map(|e| (e.weighted.input.n_tokens as i64).to_le_bytes());
+        self.0.write(&name(layer, "tokens"), &counts.collect::<Vec<u8>>())?;
+        self.means(&name(layer, "input"), experts.iter().map(|e| &e.weighted.input))?;
+        self.means(&name(layer, "inner"), experts.iter().map(|e| &e.weighted.inner))?;
+        self.means(&name(layer, INPUT_PLAIN), experts.iter().map(|e| &e.plain.input))?;
+        self.means(&name(layer, INNER_PLAIN), experts.iter().map(|e| &e.plain.inner))
+    }
+
+    fn means<'a>(&mut self, name: &str, experts: impl Iterator<Item = &'a ColumnStats>) -> Result<()> {
+        for stats in experts {
+            let bytes: Vec<u8> = stats.second_moment.iter().flat_map(|m| m.to_le_bytes()).collect();
+            self.0.write(name, &bytes)?;
         }
         Ok(())
     }
@@ -128,24 +150,40 @@ impl StatsFile {
     /// # Errors
     /// No such file, no stats file, or stats of another model.
     pub fn open(path: &Path, model: &Model, config_sha256: &str) -> Result<StatsFile> {
+        let file = StatsFile::open_alone(path)?;
+        if file.about.config_sha256 != config_sha256 {
+            return Err(Error::bad_data("stats of another model: its config.json had another sha256")
+                .in_file(path)
+                .hint(format!("they are of a {} model; calibrate this one", file.about.family)));
+        }
+        for (layer, dims) in dims(model) {
+            dims.specs(layer).iter().try_for_each(|spec| file.check(spec))?;
+        }
+        Ok(file)
+    }
+
+    /// Opens a stats file of any model.
+    ///
+    /// # Errors
+    /// No such file, or no stats file.
+    pub fn open_alone(path: &Path) -> Result<StatsFile> {
         let file = InputFile::open(path)?;
         let header = Header::read(&file)?;
         let about = read_about(&file, &header).in_file(path)?;
-        if about.config_sha256 != config_sha256 {
-            return Err(Error::bad_data("stats of another model: its config.json had another sha256")
-                .in_file(path)
-                .hint(format!("they are of a {} model; calibrate this one", about.family)));
-        }
-        for (layer, dims) in dims(model) {
-            for spec in dims.specs(layer) {
-                let found =
-                    header.get(&spec.name).filter(|t| t.dtype == spec.dtype && t.shape[..] == spec.shape[..]);
-                let expected = || format!("expected {} of shape {:?}", spec.dtype.name(), spec.shape);
-                found.ok_or_else(|| Error::bad_data(expected()).in_file(path).in_tensor(&spec.name))?;
-            }
-        }
         let sha256 = file.sha256(&|| false)?;
         Ok(StatsFile { file, header, about, sha256 })
+    }
+
+    /// Refuses a tensor that is not there, or is another.
+    fn check(&self, spec: &PlaneSpec) -> Result<()> {
+        let found = self.header.get(&spec.name);
+        match found.filter(|t| t.dtype == spec.dtype && t.shape[..] == spec.shape[..]) {
+            Some(_) => Ok(()),
+            None => {
+                let what = format!("expected {} of shape {:?}", spec.dtype.name(), spec.shape);
+                Err(Error::bad_data(what).in_file(self.file.path()).in_tensor(&spec.name))
+            }
+        }
     }
 
     /// What the file says about itself.
@@ -164,18 +202,26 @@ impl StatsFile {
     /// A failed read; counts or means that are impossible.
     pub fn layer(&self, model: &Model, layer: usize) -> Result<Vec<ExpertStats>> {
         let Some((_, dims)) = dims(model).find(|(l, _)| *l == layer) else { return Ok(Vec::new()) };
-        let tokens = self.bytes(&name(layer, "tokens"))?;
-        let (input, inner) = (self.bytes(&name(layer, "input"))?, self.bytes(&name(layer, "inner"))?);
+        let counts = self.counts(layer)?;
+        let input = self.bytes(&name(layer, "input"))?;
+        let inner = self.bytes(&name(layer, "inner"))?;
         let rows = input.chunks_exact(4 * dims.hidden).zip(inner.chunks_exact(4 * dims.inter));
-        let experts = tokens.as_chunks::<8>().0.iter().zip(rows).enumerate();
-        experts
-            .map(|(e, (count, (input, inner)))| {
-                let n = u64::try_from(i64::from_le_bytes(*count));
-                let n = n.map_err(|_| Error::bad_data(format!("expert {e} has a negative token count")))?;
-                Ok(ExpertStats { input: column_stats(n, input)?, inner: column_stats(n, inner)? })
-            })
-            .collect::<Result<_>>()
-            .map_err(|e: Error| e.in_file(self.file.path()).in_tensor(format!("layers.{layer}")))
+        let stats = |(n, (input, inner))| {
+            Ok(ExpertStats { input: column_stats(n, input)?, inner: column_stats(n, inner)? })
+        };
+        let experts = counts.into_iter().zip(rows).map(stats).collect::<Result<_>>();
+        experts.map_err(|e| e.in_file(self.file.path()).in_tensor(format!("layers.{layer}")))
+    }
+
+    /// Tokens that each expert of a layer saw.
+    fn counts(&self, layer: usize) -> Result<Vec<u64>> {
+        let tokens = self.bytes(&name(layer, "tokens"))?;
+        let count = |(e, bytes): (usize, &[u8; 8])| {
+            let n = u64::try_from(i64::from_le_bytes(*bytes));
+            n.map_err(|_| Error::bad_data(format!("expert {e} has a negative token count")))
+        };
+        let counts = tokens.as_chunks::<8>().0.iter().enumerate().map(count).collect::<Result<_>>();
+        counts.map_err(|e: Error| e.in_file(self.file.path()).in_tensor(name(layer, "tokens")))
     }
 
     fn bytes(&self, name: &str) -> Result<Vec<u8>> {
@@ -211,6 +257,7 @@ fn column_stats(n_tokens: u64, means: &[u8]) -> Result<ColumnStats> {
     ColumnStats::from_bytes(&bytes)
 }
 
+#[derive(Clone, Copy, Debug)]
 struct Dims {
     n_experts: usize,
     hidden: usize,
@@ -224,6 +271,14 @@ impl Dims {
             PlaneSpec::new(&name(layer, "tokens"), Dtype::I64, &[n]),
             PlaneSpec::new(&name(layer, "input"), Dtype::F32, &[n, hidden]),
             PlaneSpec::new(&name(layer, "inner"), Dtype::F32, &[n, inter]),
+        ]
+    }
+
+    fn plain_specs(&self, layer: usize) -> [PlaneSpec; 2] {
+        let (n, hidden, inter) = (self.n_experts as u64, self.hidden as u64, self.inter as u64);
+        [
+            PlaneSpec::new(&name(layer, INPUT_PLAIN), Dtype::F32, &[n, hidden]),
+            PlaneSpec::new(&name(layer, INNER_PLAIN), Dtype::F32, &[n, inter]),
         ]
     }
 }

@@ -10,7 +10,7 @@ use moepack_format::{Dtype, Error, Result};
 use moepack_quant::codec::ggml::mxfp4;
 
 use super::arch;
-use super::write::{Sink, write};
+use super::file::{Sink, write};
 use super::{TensorInfo, Type, vocabulary};
 use crate::catalog::TrunkTensor;
 use crate::model::Model;

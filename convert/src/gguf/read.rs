@@ -9,15 +9,18 @@ use moepack_format::{Error, Result};
 
 use super::value::{self, Value};
 use super::*;
-use crate::limits::TENSORS_MAX;
 
 /// The header of a file.
 #[derive(Debug)]
 pub struct Gguf {
     /// Where it was read.
     pub path: PathBuf,
+    /// Length of the file.
+    pub file_bytes: u64,
     /// What the file says of itself.
     pub metadata: BTreeMap<String, Value>,
+    /// Elements that arrays have in the file, of those of which an outline keeps less.
+    pub shortened: BTreeMap<String, u64>,
     /// Tensors in the order of the file, each with the place of its first byte in the file.
     pub tensors: Vec<(TensorInfo, u64)>,
 }
@@ -26,15 +29,37 @@ impl Gguf {
     /// Reads and checks the header; of the data only that it is there.
     ///
     /// # Errors
-    /// Anything that version 3 does not allow, names said twice, tensors outside of the file or one in another.
+    /// Anything that version 3 does not allow, names said twice, tensors that do not lie one after the other up to the
+    /// end of the file, a header beyond the caps of this module.
     pub fn open(path: &Path) -> Result<Gguf> {
+        Gguf::read(path, usize::MAX)
+    }
+
+    /// The same, for looking at: of arrays the first few elements are kept. All are read and checked.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub fn outline(path: &Path) -> Result<Gguf> {
+        Gguf::read(path, OUTLINE_ELEMENTS)
+    }
+
+    fn read(path: &Path, kept_each: usize) -> Result<Gguf> {
         let file = InputFile::open(path)?;
-        Reader { file: &file, position: 0, buffer: Vec::new(), buffer_start: 0 }.gguf().in_file(path)
+        Reader::new(&file, kept_each).gguf().in_file(path)
     }
 
     /// The alignment of the data, 32 where nothing is said.
     pub fn alignment(&self) -> u64 {
         self.metadata.get(ALIGNMENT_KEY).and_then(Value::as_u64).unwrap_or(ALIGNMENT)
+    }
+
+    /// The elements that an array has in the file.
+    pub fn array_len(&self, key: &str) -> Option<u64> {
+        let kept = |value: &Value| match value {
+            Value::Array(_, values) => Some(values.len() as u64),
+            _ => None,
+        };
+        self.shortened.get(key).copied().or_else(|| kept(self.metadata.get(key)?))
     }
 }
 
@@ -44,19 +69,32 @@ struct Reader<'a> {
     position: u64,
     buffer: Vec<u8>,
     buffer_start: u64,
+    /// Elements of each array that are kept.
+    kept_each: usize,
+    /// Elements that may still be kept.
+    elements_left: u64,
 }
 
 const BUFFER_BYTES: u64 = 1 << 16;
 
+impl<'a> Reader<'a> {
+    fn new(file: &'a InputFile, kept_each: usize) -> Reader<'a> {
+        let (buffer, elements_left) = (Vec::new(), ELEMENTS_MAX);
+        Reader { file, position: 0, buffer, buffer_start: 0, kept_each, elements_left }
+    }
+}
+
 impl Reader<'_> {
     fn gguf(mut self) -> Result<Gguf> {
         let (n_tensors, n_keys) = self.head()?;
-        let mut metadata = BTreeMap::new();
+        let (mut metadata, mut shortened) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..n_keys {
             let at = self.position;
             let key = self.string(KEY_BYTES_MAX)?;
-            let kind = self.u32()?;
-            let value = self.value(kind)?;
+            let (value, n) = self.value().map_err(|e| of_key(&e, &key))?;
+            if matches!(&value, Value::Array(_, kept) if (kept.len() as u64) < n) {
+                shortened.insert(key.clone(), n);
+            }
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(Error::bad_data(format!("key {key:?} is said twice")).at_byte(at));
             }
@@ -66,10 +104,9 @@ impl Reader<'_> {
         for _ in 0..n_tensors {
             infos.push(self.tensor()?);
         }
-        let start = align_up(self.position, alignment)?;
-        let path = self.file.path().to_path_buf();
-        let tensors = place(infos, start, alignment, self.file.len())?;
-        Ok(Gguf { path, metadata, tensors })
+        let (path, file_bytes) = (self.file.path().to_path_buf(), self.file.len());
+        let tensors = place(infos, self.position, alignment, file_bytes)?;
+        Ok(Gguf { path, file_bytes, metadata, shortened, tensors })
     }
 
     /// Magic, version and the two counts.
@@ -95,7 +132,7 @@ impl Reader<'_> {
         }
         let (n_tensors, n_keys) = (self.u64()?, self.u64()?);
         // The smallest tensor info has 33 bytes, the smallest key 13.
-        self.check_count("tensors", n_tensors, 33, TENSORS_MAX as u64)?;
+        self.check_count("tensors", n_tensors, 33, TENSORS_MAX)?;
         self.check_count("keys", n_keys, 13, KEYS_MAX)?;
         Ok((n_tensors, n_keys))
     }
@@ -103,22 +140,27 @@ impl Reader<'_> {
     fn tensor(&mut self) -> Result<(TensorInfo, u64, u64)> {
         let at = self.position;
         let name = self.string(NAME_BYTES_MAX)?;
+        let rest = self.dims_and_kind().and_then(|(dims, kind)| Ok((dims, kind, self.u64()?)));
+        let (dims, kind, offset) = rest.in_tensor(&name).at_byte(at)?;
+        Ok((TensorInfo { name, dims, kind }, offset, at))
+    }
+
+    fn dims_and_kind(&mut self) -> Result<(Vec<u64>, &'static Type)> {
         let n_dims = self.u32()?;
         if n_dims == 0 || n_dims > DIMS_MAX {
-            let what = format!("{n_dims} dimensions, expected 1 to {DIMS_MAX}");
-            return Err(Error::bad_data(what).in_tensor(name).at_byte(at));
+            return Err(Error::bad_data(format!("{n_dims} dimensions, expected 1 to {DIMS_MAX}")));
         }
         let dims = (0..n_dims).map(|_| self.u64()).collect::<Result<Vec<_>>>()?;
         let id = self.u32()?;
-        let Some(kind) = Type::with_id(id) else {
-            return Err(Error::bad_data(format!("unknown type {id}")).in_tensor(name).at_byte(at));
-        };
-        Ok((TensorInfo { name, dims, kind }, self.u64()?, at))
+        let kind = Type::with_id(id).ok_or_else(|| Error::bad_data(format!("unknown type {id}")))?;
+        Ok((dims, kind))
     }
 
-    fn value(&mut self, kind: u32) -> Result<Value> {
+    /// A value behind its kind; of an array as much as is kept, and how many elements there are.
+    fn value(&mut self) -> Result<(Value, u64)> {
+        let kind = self.u32()?;
         if kind != value::ARRAY {
-            return self.scalar(kind);
+            return Ok((self.scalar(kind)?, 1));
         }
         let at = self.position;
         let (kind, n) = (self.u32()?, self.u64()?);
@@ -127,11 +169,18 @@ impl Reader<'_> {
         }
         let bytes_min = value::bytes_min(kind).ok_or_else(|| unknown_kind(kind, at))?;
         self.check_count("elements", n, bytes_min, ARRAY_MAX)?;
-        let mut values = Vec::new();
-        for _ in 0..n {
-            values.push(self.scalar(kind)?);
+        let n_kept = n.min(self.kept_each as u64);
+        self.elements_left = self.elements_left.checked_sub(n_kept).ok_or_else(|| {
+            Error::bad_data(format!("more than {ELEMENTS_MAX} elements in arrays")).at_byte(at)
+        })?;
+        let mut kept = Vec::new();
+        for i in 0..n {
+            let value = self.scalar(kind)?;
+            if i < n_kept {
+                kept.push(value);
+            }
         }
-        Ok(Value::Array(kind, values))
+        Ok((Value::Array(kind, kept), n))
     }
 
     fn scalar(&mut self, kind: u32) -> Result<Value> {
@@ -161,10 +210,16 @@ impl Reader<'_> {
         let at = self.position;
         let n = self.u64()?;
         self.check_count("bytes of a string", n, 1, bytes_max)?;
-        let mut bytes = vec![0; n as usize];
-        self.file.read_exact_at(self.position, &mut bytes)?;
-        self.position += n;
-        String::from_utf8(bytes).map_err(|_| Error::bad_data("a string that is not UTF-8").at_byte(at))
+        let text = if n <= BUFFER_BYTES {
+            String::from_utf8(self.buffered(n as usize)?.to_vec())
+        } else {
+            self.check_header(n)?;
+            let mut bytes = vec![0; n as usize];
+            self.file.read_exact_at(self.position, &mut bytes)?;
+            self.position += n;
+            String::from_utf8(bytes)
+        };
+        text.map_err(|_| Error::bad_data("a string that is not UTF-8").at_byte(at))
     }
 
     /// Compares a count with its cap and with what is left of the file.
@@ -187,27 +242,51 @@ impl Reader<'_> {
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let buffered = |r: &Self| {
+        let bytes = self.buffered(N)?;
+        Ok(bytes.first_chunk().copied().unwrap_or([0; N]))
+    }
+
+    /// The next `n` bytes, [`BUFFER_BYTES`] at most.
+    fn buffered(&mut self, n: usize) -> Result<&[u8]> {
+        let place = |r: &Self| {
             let from = usize::try_from(r.position.checked_sub(r.buffer_start)?).ok()?;
-            r.buffer.get(from..)?.first_chunk::<N>().copied()
+            Some(from..from.checked_add(n).filter(|&to| to <= r.buffer.len())?)
         };
-        let bytes = match buffered(self) {
-            Some(bytes) => bytes,
+        let range = match place(self) {
+            Some(range) => range,
             None => {
+                self.check_header(n as u64)?;
                 let left = self.file.len().saturating_sub(self.position);
-                if left < N as u64 {
-                    let what = format!("the file ends where {N} bytes are expected");
+                if left < n as u64 {
+                    let what = format!("the file ends where {n} bytes are expected");
                     return Err(Error::bad_data(what).at_byte(self.position));
                 }
                 self.buffer.resize(left.min(BUFFER_BYTES) as usize, 0);
                 self.buffer_start = self.position;
                 self.file.read_exact_at(self.position, &mut self.buffer)?;
-                buffered(self).unwrap_or([0; N])
+                0..n
             }
         };
-        self.position += N as u64;
-        Ok(bytes)
+        self.position += n as u64;
+        Ok(self.buffer.get(range).unwrap_or_default())
     }
+
+    /// Refuses a header that goes on for ever.
+    fn check_header(&self, more: u64) -> Result<()> {
+        if self.position.saturating_add(more) <= HEADER_BYTES_MAX {
+            return Ok(());
+        }
+        let what =
+            format!("a header of more than {HEADER_BYTES_MAX} bytes, which is all that is read of one");
+        Err(Error::bad_data(what).at_byte(self.position))
+    }
+}
+
+/// What is wrong with the value of a key.
+fn of_key(error: &Error, key: &str) -> Error {
+    let named = Error::new(error.kind(), format!("key {key:?}: {}", error.what()));
+    let named = error.byte().into_iter().fold(named, Error::at_byte);
+    error.hint_text().into_iter().fold(named, Error::hint)
 }
 
 fn unknown_kind(kind: u32, at: u64) -> Error {
@@ -232,22 +311,22 @@ pub(super) fn align_up(position: u64, alignment: u64) -> Result<u64> {
         .ok_or_else(|| Error::bad_data("the data begins beyond 64 bits"))
 }
 
-/// Places in the file, after each tensor is compared with the file, the alignment and all others.
+/// Places in the file. As ggml wants it, each tensor begins at the first multiple of the alignment behind the one before,
+/// and the last ends the file, but for what fills it up.
 fn place(
     infos: Vec<(TensorInfo, u64, u64)>,
-    start: u64,
+    header_end: u64,
     alignment: u64,
     file_bytes: u64,
 ) -> Result<Vec<(TensorInfo, u64)>> {
+    let start = align_up(header_end, alignment)?;
     let mut names = BTreeSet::new();
-    let mut extents = Vec::new();
-    let mut placed = Vec::new();
+    let (mut placed, mut expected) = (Vec::new(), 0u64);
     for (info, offset, at) in infos {
         let refuse = |what: String| Err(Error::bad_data(what).in_tensor(&info.name).at_byte(at));
-        let bytes = info.bytes().map_err(|e| e.at_byte(at))?;
-        let begin = start.checked_add(offset);
-        let end = begin.and_then(|b| b.checked_add(bytes));
-        let (Some(begin), Some(end)) = (begin, end.filter(|&e| e <= file_bytes)) else {
+        let bytes = info.bytes().at_byte(at)?;
+        let end = offset.checked_add(bytes).filter(|&e| e <= file_bytes.saturating_sub(start));
+        let (Some(begin), Some(end)) = (start.checked_add(offset), end) else {
             return refuse(format!(
                 "{bytes} bytes from {offset} of the data on, beyond the file of {file_bytes}"
             ));
@@ -258,20 +337,19 @@ fn place(
         if !names.insert(info.name.clone()) {
             return refuse("a second tensor of that name".to_owned());
         }
-        extents.push((begin, end, at));
+        if offset != expected {
+            let fault = if offset < expected { "inside of another tensor" } else { "behind a hole" };
+            return refuse(format!("offset {offset} is {fault}, expected {expected}"));
+        }
+        expected = align_up(end, alignment)?;
         placed.push((info, begin));
     }
-    extents.sort_unstable();
-    let overlap = extents.windows(2).find_map(|w| match w {
-        [a, b] if b.0 < a.1 => Some(b),
-        _ => None,
-    });
-    match overlap {
-        Some((begin, _, at)) => {
-            Err(Error::bad_data(format!("a tensor begins at {begin}, inside of another")).at_byte(*at))
-        }
-        None => Ok(placed),
+    let end = start.saturating_add(expected);
+    if file_bytes > end {
+        let what = format!("{} bytes behind the last tensor, which nothing tells of", file_bytes - end);
+        return Err(Error::bad_data(what).at_byte(end));
     }
+    Ok(placed)
 }
 
 #[cfg(test)]

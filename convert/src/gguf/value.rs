@@ -29,6 +29,13 @@ pub const I32: u32 = 5;
 /// Number of the kind "f32".
 pub const F32: u32 = 6;
 
+/// The name of a kind, as ggml writes it; `None` for a kind that does not exist.
+pub fn kind_name(kind: u32) -> Option<&'static str> {
+    const NAMES: [&str; 13] =
+        ["u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64"];
+    NAMES.get(kind as usize).copied()
+}
+
 /// Fewest bytes that a value of a kind takes; `None` for a kind that does not exist.
 pub(super) fn bytes_min(kind: u32) -> Option<u64> {
     match kind {

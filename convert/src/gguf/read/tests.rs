@@ -1,21 +1,31 @@
 //! What is written is read back, and each fault is refused for what it is.
 
 use moepack_format::Kind;
+use proptest::prelude::*;
 
 use super::*;
-use crate::gguf::write::write;
+use crate::gguf::write;
 
-/// A file with keys of every kind and two tensors.
+/// A file with keys of every kind and two tensors, or two of them.
 fn sample(dir: &Path, split: Option<u64>) -> Vec<PathBuf> {
     let q8 = Type::of_codec("q8_0").unwrap();
     let info = |name: &str, dims: &[u64]| TensorInfo { name: name.to_owned(), dims: dims.to_vec(), kind: q8 };
     let tensors = [info("a", &[32, 1]), info("b", &[64, 2, 3])];
-    write(dir, "model", &metadata(), &tensors, split, |i, sink| {
-        let bytes = tensors[i].bytes()?;
-        sink(&vec![i as u8; bytes as usize / 2])?;
-        sink(&vec![i as u8; bytes as usize - bytes as usize / 2])
-    })
-    .unwrap()
+    let files = write::split(&tensors, split.unwrap_or(u64::MAX)).unwrap();
+    let written = |(n, range): (usize, &std::ops::Range<usize>)| {
+        let keys = write::keys_of(&metadata(), n, files.len(), tensors.len()).unwrap();
+        let laid = write::layout(&keys, &tensors[range.clone()]).unwrap();
+        let mut bytes = laid.header;
+        bytes.resize(laid.bytes as usize, 0);
+        for (i, at) in range.clone().zip(laid.offsets) {
+            let len = tensors[i].bytes().unwrap() as usize;
+            bytes[at as usize..at as usize + len].fill(i as u8);
+        }
+        let path = dir.join(write::file_name("model", n + 1, files.len()));
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    files.iter().enumerate().map(written).collect()
 }
 
 fn metadata() -> Vec<(String, Value)> {
@@ -122,8 +132,21 @@ fn each_fault_is_refused_for_what_it_is() {
         (one(tensor("t", &[1], 0, u64::MAX - 31)), "beyond the file"),
         (one(tensor("t", &[1], 0, 4)), "multiple of 32"),
         (header(3, [2, 0], &[&tensor("t", &[1], 0, 0), &tensor("t", &[1], 0, 32)]), "second tensor"),
-        (header(3, [2, 0], &[&tensor("t", &[9], 0, 0), &tensor("u", &[1], 0, 32)]), "inside of another"),
+        (
+            header(3, [2, 0], &[&tensor("t", &[9], 0, 0), &tensor("u", &[1], 0, 32)]),
+            "inside of another tensor, expected 64",
+        ),
+        (
+            header(3, [2, 0], &[&tensor("t", &[1], 0, 0), &tensor("u", &[1], 0, 64)]),
+            "behind a hole, expected 32",
+        ),
         (one(tensor(&"t".repeat(64), &[1], 0, 0)), "bytes of a string"),
+        (one(tensor("t", &[1], 0, 0)), "bytes behind the last tensor"),
+        (header(3, [0, 1], &[&key("k", value::STRING, &(1u64 << 63).to_le_bytes())]), "key \"k\": 92233"),
+        (
+            header(3, [0, 1], &[&key("k", value::ARRAY, &[value::ARRAY.to_le_bytes(); 3].concat())]),
+            "key \"k\"",
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
     for (i, (bytes, expected)) in cases.iter().enumerate() {
@@ -149,5 +172,169 @@ fn damage_is_read_or_refused() {
         bad[at] ^= 0x81;
         std::fs::write(&path, &bad).unwrap();
         let _ = Gguf::open(&path);
+    }
+}
+
+#[test]
+fn an_outline_has_the_first_elements_of_arrays_and_checks_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = (0..20).map(|i| "x".repeat(i));
+    let keys =
+        [("long".to_owned(), Value::strings(texts)), ("short".to_owned(), Value::strings(["a".to_owned()]))];
+    let path = &crate::gguf::file::write(dir.path(), "m", &keys, &[], None, |_, _| Ok(())).unwrap()[0];
+    let (whole, outline) = (Gguf::open(path).unwrap(), Gguf::outline(path).unwrap());
+    assert_eq!((whole.array_len("long"), outline.array_len("long")), (Some(20), Some(20)));
+    assert_eq!((outline.array_len("short"), outline.array_len("absent")), (Some(1), None));
+    let Value::Array(_, kept) = &outline.metadata["long"] else { panic!("no array") };
+    assert_eq!((kept.len(), outline.shortened.len()), (OUTLINE_ELEMENTS, 1));
+    let bad = String::from_utf8_lossy(&std::fs::read(path).unwrap())
+        .replace("xxxxxxxxxxxxxxxxxxx", "xxxxxxxxxxxxxxxxx\u{7ff}");
+    let bytes: Vec<u8> = bad.into_bytes().into_iter().map(|b| if b == 0xdf { 0xff } else { b }).collect();
+    std::fs::write(path, bytes).unwrap();
+    assert!(Gguf::outline(path).unwrap_err().what().contains("key \"long\": a string that is not UTF-8"));
+}
+
+/// Sparse files claim what no memory holds.
+#[test]
+fn what_is_kept_in_memory_has_a_cap() {
+    let array = |kind: u32, n: u64| [&kind.to_le_bytes()[..], &n.to_le_bytes()].concat();
+    let cases = [
+        (header(3, [0, 1], &[&key("k", value::ARRAY, &array(0, 1 << 22))]), "more than 2097152 elements"),
+        (
+            header(3, [0, 1], &[&key("k", value::ARRAY, &array(value::STRING, 1 << 25))]),
+            "more than 2097152 elements",
+        ),
+        (header(3, [1 << 17, 0], &[]), "at most 65536 are read"),
+        (header(3, [0, 1 << 17], &[]), "at most 65536 are read"),
+        (
+            header(3, [0, 1], &[&key("k", value::STRING, &(1u64 << 25).to_le_bytes())]),
+            "at most 16777216 are read",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse");
+    let sparse = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
+    };
+    for (bytes, expected) in cases {
+        sparse(&bytes);
+        let e = Gguf::open(&path).unwrap_err();
+        assert!(e.what().contains(expected), "expected {expected}: {e}");
+    }
+    sparse(&header(3, [0, 1], &[&key("k", value::ARRAY, &array(value::STRING, 1 << 25))]));
+    let e = Gguf::outline(&path).unwrap_err();
+    assert!(e.what().contains("key \"k\": a header of more than 67108864 bytes"), "{e}");
+}
+
+/// Values of every kind, tensors of every type that small rows fit.
+fn model() -> impl Strategy<Value = (Vec<(String, Value)>, Vec<TensorInfo>)> {
+    let value = (0..metadata().len()).prop_map(|i| metadata()[i].1.clone());
+    let types: Vec<&'static Type> = TYPES.iter().collect();
+    let tensor = (prop::sample::select(types), 1u64..3, prop::collection::vec(1u64..3, 0..3));
+    let tensor = tensor.prop_map(|(kind, blocks, more)| (kind, [vec![blocks * kind.block], more].concat()));
+    let sets = (prop::collection::vec(value, 0..6), prop::collection::vec(tensor, 0..4));
+    sets.prop_map(|(values, tensors)| {
+        let keys = values.into_iter().enumerate().map(|(i, v)| (format!("k{i}"), v)).collect();
+        let info = |(i, (kind, dims)): (usize, (&'static Type, Vec<u64>))| TensorInfo {
+            name: format!("t{i}"),
+            dims,
+            kind,
+        };
+        (keys, tensors.into_iter().enumerate().map(info).collect())
+    })
+}
+
+/// What is done to the bytes of a good file: where, how, and with what.
+fn edits() -> impl Strategy<Value = Vec<(prop::sample::Index, u8, u64)>> {
+    let numbers = prop_oneof![
+        prop::sample::select(vec![
+            0,
+            1,
+            2,
+            3,
+            8,
+            9,
+            31,
+            32,
+            33,
+            255,
+            1 << 31,
+            1 << 32,
+            1 << 60,
+            1 << 63,
+            u64::MAX
+        ]),
+        any::<u64>()
+    ];
+    prop::collection::vec((any::<prop::sample::Index>(), 0u8..6, numbers), 0..4)
+}
+
+fn edited(mut bytes: Vec<u8>, edits: &[(prop::sample::Index, u8, u64)]) -> Vec<u8> {
+    for (place, kind, number) in edits {
+        let i = place.index(bytes.len().max(1)).min(bytes.len());
+        let word = number.to_le_bytes();
+        match kind {
+            0 => bytes.truncate(i),
+            1 => drop(bytes.splice(i..i, word)),
+            2 => drop(bytes.drain(i..(i + 4).min(bytes.len()))),
+            3 => bytes.iter_mut().skip(i).zip(word).for_each(|(b, w)| *b = w),
+            4 => bytes.iter_mut().skip(i).zip(&word[..4]).for_each(|(b, w)| *b = *w),
+            _ => bytes.iter_mut().skip(i).take(1).for_each(|b| *b ^= word[0]),
+        }
+    }
+    bytes
+}
+
+/// Whatever is read: every tensor lies in the file, on the alignment, and in no other.
+fn is_sound(gguf: &Gguf, n_bytes: u64) -> bool {
+    let mut end = 0;
+    gguf.tensors.iter().all(|(info, start)| {
+        let before = std::mem::replace(&mut end, start + info.bytes().unwrap());
+        before <= *start && end <= n_bytes && start.is_multiple_of(gguf.alignment())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Never a panic, whatever the bytes.
+    #[test]
+    fn any_bytes_are_a_file_or_an_error(
+        magic in any::<bool>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        counts in any::<[u8; 2]>(),
+    ) {
+        let head = header(3, counts.map(u64::from), &[]);
+        let bytes = if magic { [&head[..24], &bytes].concat() } else { bytes };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("any");
+        std::fs::write(&path, &bytes).unwrap();
+        if let Ok(gguf) = Gguf::open(&path) {
+            prop_assert!(is_sound(&gguf, bytes.len() as u64));
+        }
+    }
+
+    /// A good file comes back as it was; one with changed numbers, lengths or places is sound or refused.
+    #[test]
+    fn an_edited_file_is_sound_or_an_error((keys, tensors) in model(), changes in edits()) {
+        let dir = tempfile::tempdir().unwrap();
+        let zeros = |i: usize, sink: &mut crate::gguf::file::Sink<'_>| sink(&vec![0; tensors[i].bytes()? as usize]);
+        let path = &crate::gguf::file::write(dir.path(), "m", &keys, &tensors, None, zeros).unwrap()[0];
+        let good = Gguf::open(path).unwrap();
+        prop_assert_eq!(&good.metadata, &keys.into_iter().collect());
+        prop_assert!(good.tensors.iter().map(|(t, _)| t).eq(&tensors));
+        let bytes = edited(std::fs::read(path).unwrap(), &changes);
+        std::fs::write(path, &bytes).unwrap();
+        match (Gguf::open(path), Gguf::outline(path)) {
+            (Ok(whole), Ok(outline)) => {
+                prop_assert!(is_sound(&whole, bytes.len() as u64) && whole.tensors == outline.tensors);
+            }
+            (Err(whole), Err(outline)) => {
+                prop_assert!(whole.what() == outline.what() && whole.kind() == Kind::BadData);
+                prop_assert_eq!(whole.file(), Some(path.as_path()));
+            }
+            (whole, outline) => prop_assert!(false, "{whole:?}, but as an outline {outline:?}"),
+        }
     }
 }
