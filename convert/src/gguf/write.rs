@@ -1,64 +1,41 @@
-//! The writer: header first, then the data of one tensor after the other, in files of a chosen size.
+//! The writer: which tensors go into which file, and everything before the first number of each.
 //!
 //! A split model is `NAME-00001-of-0000N.gguf` …: the first file has all keys, each of them says which it is and how
 //! many tensors there are (`split.no`, `split.count`, `split.tensors.count`), as llama.cpp's gguf-split does it.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
-use moepack_format::atomic::AtomicFile;
 use moepack_format::error::Context;
 use moepack_format::{Error, Result};
 
 use super::read::align_up;
 use super::value::{Value, write_string};
-use super::{ALIGNMENT, MAGIC, TensorInfo, VERSION};
+use super::{ALIGNMENT, MAGIC, NAME_BYTES_MAX, TensorInfo, VERSION};
 
-/// Takes the bytes of a tensor as they come.
-pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
-
-/// Writes a model into `dir`, as one file `NAME.gguf` or as several of at most `split_bytes_max` bytes of data each (one tensor
-/// at least). `data(i, sink)` hands over the bytes of tensor `i`; it is called in order, once for each. Returns the
-/// files.
-///
-/// # Errors
-/// Tensors that their types cannot hold, data of another length than that, more files than `split.no` can count, what
-/// `data` complains of, the disk.
-pub fn write(
-    dir: &Path,
-    name: &str,
-    metadata: &[(String, Value)],
-    tensors: &[TensorInfo],
-    split_bytes_max: Option<u64>,
-    mut data: impl FnMut(usize, &mut Sink<'_>) -> Result<()>,
-) -> Result<Vec<PathBuf>> {
-    let files = split(tensors, split_bytes_max.unwrap_or(u64::MAX))?;
-    let mut paths = Vec::new();
-    for (nth, range) in files.iter().enumerate() {
-        let path = dir.join(file_name(name, nth, files.len()));
-        let keys = keys_of(metadata, nth, files.len(), tensors.len())?;
-        let part = tensors.get(range.clone()).unwrap_or_default();
-        let mut file = AtomicFile::create(&path)?;
-        file.append(&header(&keys, part)?)?;
-        for (i, info) in range.clone().zip(part) {
-            write_tensor(&mut file, info, |sink| data(i, sink)).in_file(&path)?;
-        }
-        file.commit()?;
-        paths.push(path);
-    }
-    Ok(paths)
+/// A file before its data.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// All that comes before the data, filled up to its alignment.
+    pub header: Vec<u8>,
+    /// Where each tensor starts in the file.
+    pub offsets: Vec<u64>,
+    /// Length of the file, zeros behind the last tensor included.
+    pub bytes: u64,
 }
 
-/// The name of the `nth` file, from 0, of `count`.
-fn file_name(name: &str, nth: usize, count: usize) -> String {
+/// The name of the `nth` file, from 1, of `count`.
+pub(crate) fn file_name(name: &str, nth: usize, count: usize) -> String {
     match count {
         1 => format!("{name}.gguf"),
-        _ => format!("{name}-{:05}-of-{count:05}.gguf", nth + 1),
+        _ => format!("{name}-{nth:05}-of-{count:05}.gguf"),
     }
 }
 
 /// Tensors in order, in files of at most `bytes_max`; a tensor that is larger gets its own.
-fn split(tensors: &[TensorInfo], bytes_max: u64) -> Result<Vec<Range<usize>>> {
+///
+/// # Errors
+/// Tensors that their types cannot hold.
+pub(crate) fn split(tensors: &[TensorInfo], bytes_max: u64) -> Result<Vec<Range<usize>>> {
     let mut files = Vec::new();
     let (mut first, mut total) = (0, 0u64);
     for (i, info) in tensors.iter().enumerate() {
@@ -73,7 +50,11 @@ fn split(tensors: &[TensorInfo], bytes_max: u64) -> Result<Vec<Range<usize>>> {
     Ok(files)
 }
 
-fn keys_of(
+/// The keys of the `nth` file, from 0, of `count`.
+///
+/// # Errors
+/// More files or tensors than the keys can count.
+pub(crate) fn keys_of(
     metadata: &[(String, Value)],
     nth: usize,
     count: usize,
@@ -92,43 +73,41 @@ fn keys_of(
     Ok(keys)
 }
 
-/// All that comes before the data, filled up to its alignment.
-fn header(keys: &[(String, Value)], tensors: &[TensorInfo]) -> Result<Vec<u8>> {
-    let mut out = MAGIC.to_vec();
-    out.extend(VERSION.to_le_bytes());
-    out.extend((tensors.len() as u64).to_le_bytes());
-    out.extend((keys.len() as u64).to_le_bytes());
+/// The header of a file, and where its tensors go.
+///
+/// # Errors
+/// Names that are too long, tensors that their types cannot hold, sizes beyond 64 bits.
+pub(crate) fn layout(keys: &[(String, Value)], tensors: &[TensorInfo]) -> Result<Layout> {
+    let mut header = MAGIC.to_vec();
+    header.extend(VERSION.to_le_bytes());
+    header.extend((tensors.len() as u64).to_le_bytes());
+    header.extend((keys.len() as u64).to_le_bytes());
     for (key, value) in keys {
-        write_string(key, &mut out);
-        out.extend(value.kind().to_le_bytes());
-        value.write(&mut out);
+        write_string(key, &mut header);
+        header.extend(value.kind().to_le_bytes());
+        value.write(&mut header);
     }
-    let mut offset = 0u64;
+    let (mut offsets, mut at) = (Vec::with_capacity(tensors.len()), 0u64);
     for info in tensors {
-        write_string(&info.name, &mut out);
-        out.extend((info.dims.len() as u32).to_le_bytes());
-        info.dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
-        out.extend(info.kind.id.to_le_bytes());
-        out.extend(offset.to_le_bytes());
-        let end = offset.checked_add(info.bytes()?);
-        offset = align_up(end.unwrap_or(u64::MAX), ALIGNMENT).in_tensor(&info.name)?;
+        offsets.push(at);
+        write_info(info, at, &mut header)?;
+        let end = at.checked_add(info.bytes()?);
+        at = align_up(end.unwrap_or(u64::MAX), ALIGNMENT).in_tensor(&info.name)?;
     }
-    out.resize(out.len().next_multiple_of(ALIGNMENT as usize), 0);
-    Ok(out)
+    header.resize(header.len().next_multiple_of(ALIGNMENT as usize), 0);
+    let start = header.len() as u64;
+    offsets.iter_mut().for_each(|offset| *offset = offset.saturating_add(start));
+    Ok(Layout { header, offsets, bytes: start.saturating_add(at) })
 }
 
-fn write_tensor(
-    file: &mut AtomicFile,
-    info: &TensorInfo,
-    data: impl FnOnce(&mut Sink<'_>) -> Result<()>,
-) -> Result<()> {
-    let (start, bytes) = (file.position(), info.bytes()?);
-    data(&mut |part| file.append(part)).in_tensor(&info.name)?;
-    let written = file.position().saturating_sub(start);
-    if written != bytes {
-        let what =
-            format!("{written} bytes of data, but {:?} of {} takes {bytes}", info.dims, info.kind.name);
-        return Err(Error::bad_data(what).in_tensor(&info.name));
+fn write_info(info: &TensorInfo, offset: u64, header: &mut Vec<u8>) -> Result<()> {
+    if info.name.len() as u64 > NAME_BYTES_MAX {
+        return Err(Error::plan(format!("a name of more than {NAME_BYTES_MAX} bytes")).in_tensor(&info.name));
     }
-    file.append_zeros(align_up(bytes, ALIGNMENT)? - bytes)
+    write_string(&info.name, header);
+    header.extend((info.dims.len() as u32).to_le_bytes());
+    info.dims.iter().for_each(|d| header.extend(d.to_le_bytes()));
+    header.extend(info.kind.id.to_le_bytes());
+    header.extend(offset.to_le_bytes());
+    Ok(())
 }

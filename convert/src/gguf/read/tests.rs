@@ -3,19 +3,28 @@
 use moepack_format::Kind;
 
 use super::*;
-use crate::gguf::write::write;
+use crate::gguf::write;
 
-/// A file with keys of every kind and two tensors.
+/// A file with keys of every kind and two tensors, or two of them.
 fn sample(dir: &Path, split: Option<u64>) -> Vec<PathBuf> {
     let q8 = Type::of_codec("q8_0").unwrap();
     let info = |name: &str, dims: &[u64]| TensorInfo { name: name.to_owned(), dims: dims.to_vec(), kind: q8 };
     let tensors = [info("a", &[32, 1]), info("b", &[64, 2, 3])];
-    write(dir, "model", &metadata(), &tensors, split, |i, sink| {
-        let bytes = tensors[i].bytes()?;
-        sink(&vec![i as u8; bytes as usize / 2])?;
-        sink(&vec![i as u8; bytes as usize - bytes as usize / 2])
-    })
-    .unwrap()
+    let files = write::split(&tensors, split.unwrap_or(u64::MAX)).unwrap();
+    let written = |(n, range): (usize, &std::ops::Range<usize>)| {
+        let keys = write::keys_of(&metadata(), n, files.len(), tensors.len()).unwrap();
+        let laid = write::layout(&keys, &tensors[range.clone()]).unwrap();
+        let mut bytes = laid.header;
+        bytes.resize(laid.bytes as usize, 0);
+        for (i, at) in range.clone().zip(laid.offsets) {
+            let len = tensors[i].bytes().unwrap() as usize;
+            bytes[at as usize..at as usize + len].fill(i as u8);
+        }
+        let path = dir.join(write::file_name("model", n + 1, files.len()));
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    files.iter().enumerate().map(written).collect()
 }
 
 fn metadata() -> Vec<(String, Value)> {
