@@ -45,8 +45,19 @@ impl Way {
     }
 }
 
-/// The type that holds a codec's numbers; `None` where there is none.
-pub(crate) fn fit(codec: &str) -> Option<Fit> {
+/// The type that a codec's numbers are written in: one that holds them, F32 where FP8 is decoded, or BF16 of whatever ggml
+/// has no type for, if that is asked for. `None` where there is none.
+pub(crate) fn fit(codec: &str, bf16: bool) -> Option<Fit> {
+    let decoded = |name| Type::of_codec(name).map(|kind| Fit { kind, way: Way::Decoded });
+    match holder(codec) {
+        None if bf16 => decoded("bf16"),
+        None if matches!(Scheme::of(codec), Some(Scheme::Fp8 { .. })) => decoded("f32"),
+        held => held,
+    }
+}
+
+/// The type that bits move to.
+fn holder(codec: &str) -> Option<Fit> {
     if codec == "mxfp4" {
         return Type::of_codec(codec).map(|kind| Fit { kind, way: Way::Mxfp4 });
     }
@@ -66,7 +77,6 @@ pub(crate) fn fit(codec: &str) -> Option<Fit> {
             let way = Way::Ints { bits, group: usize::try_from(group).ok()? };
             Type::of_codec(name).map(|kind| Fit { kind, way })
         }
-        Scheme::Fp8 { .. } => Type::of_codec("f32").map(|kind| Fit { kind, way: Way::Decoded }),
         _ => None,
     }
 }
@@ -77,14 +87,14 @@ pub(crate) fn fit(codec: &str) -> Option<Fit> {
 /// Planes that are not those of the codec; numbers that are none.
 pub(crate) fn bytes(part: &CodedPart, kind: &Type) -> Result<Vec<u8>> {
     let codec = part.codec.name();
-    let way = fit(&codec).map(|f| f.way);
+    let way = holder(&codec).map_or(Way::Decoded, |f| f.way);
     // Which also looks at the lengths of all planes.
     let decoded = part.decode(Isa::get())?;
     match (way, &*part.planes) {
-        (Some(Way::Same), [plane]) => Ok(plane.clone()),
-        (Some(Way::Mxfp4), [blocks, scales]) => Ok(mxfp4::to_ggml(blocks, scales)),
-        (Some(Way::Ints { bits, group }), [codes, scales]) => Ok(ints(bits, group, part.cols, codes, scales)),
-        (Some(Way::Decoded), _) => numbers(&decoded, kind),
+        (Way::Same, [plane]) => Ok(plane.clone()),
+        (Way::Mxfp4, [blocks, scales]) => Ok(mxfp4::to_ggml(blocks, scales)),
+        (Way::Ints { bits, group }, [codes, scales]) => Ok(ints(bits, group, part.cols, codes, scales)),
+        (Way::Decoded, _) => numbers(&decoded, kind),
         (_, planes) => Err(Error::bad_data(format!("{} planes of {codec}", planes.len()))),
     }
 }
@@ -155,7 +165,7 @@ mod tests {
             ("int8-g128", "q8_0"),
         ] {
             let part = part(name);
-            let found = fit(name).unwrap();
+            let found = fit(name, false).unwrap();
             assert_eq!(found.kind.name, kind, "{name}");
             let plane = bytes(&part, found.kind).unwrap();
             let mut moved = vec![0.0; part.rows * part.cols];
@@ -170,9 +180,10 @@ mod tests {
     #[test]
     fn what_ggml_cannot_hold_is_not_held() {
         for name in ["int4-g64-asym", "int3-g64", "int6-g64", "affine4-g64-bf16", "nvfp4", "tcq64"] {
-            assert_eq!(fit(name), None, "{name}");
+            assert_eq!(fit(name, false), None, "{name}");
+            assert_eq!(fit(name, true).unwrap().kind.name, "bf16", "{name}");
         }
-        assert_eq!(fit("fp8-block").unwrap().kind.name, "f32");
-        assert_eq!(fit("q4_k").unwrap().way, Way::Same);
+        assert_eq!(fit("fp8-block", false).unwrap().kind.name, "f32");
+        assert_eq!(fit("q4_k", true).unwrap().way, Way::Same);
     }
 }

@@ -6,7 +6,7 @@
 use moepack_format::{Dtype, Error, Result};
 
 use super::arch::{Arch, Move, order_of};
-use super::codes::{Fit, fit};
+use super::codes::{Fit, Way, fit};
 use super::{TensorInfo, Type};
 use crate::catalog::TrunkTensor;
 use crate::model::{Model, StoredPart};
@@ -60,7 +60,7 @@ pub(crate) struct Rows {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub tensors: Vec<Planned>,
-    /// Trunk tensors that are decoded because ggml has no type for their codec.
+    /// Matrices that are decoded because ggml has no type for their codec.
     pub n_decoded: usize,
     /// Trunk tensors that no graph has a place for.
     pub left_out: Vec<String>,
@@ -100,8 +100,11 @@ pub(crate) fn plan(
     }
     for (layer, moe) in model.spec().moe_layers() {
         for part in parts(layer)? {
+            let way = fit(&part.codec.name(), bf16).map(|f| f.way);
+            plan.n_decoded +=
+                if way == Some(Way::Decoded) && part.part.is_matrix() { moe.n_experts } else { 0 };
             let order = usize::MAX - Part::ALL.len() + part.part as usize;
-            found.push((layer + 1, order, experts(layer, moe.n_experts, &part)?));
+            found.push((layer + 1, order, experts(layer, moe.n_experts, &part, bf16)?));
         }
     }
     found.sort_by_key(|(layer, order, _)| (*layer, *order));
@@ -158,7 +161,7 @@ fn trunk(
 /// The type that holds a trunk matrix as it is.
 fn holder(model: &Model, tensor: &TrunkTensor, cols: u64) -> Option<&'static Type> {
     if let Some(codec) = model.trunk_codec(tensor) {
-        return fit(&codec)
+        return fit(&codec, false)
             .filter(|f| f.way.is_move())
             .map(|f| f.kind)
             .filter(|k| cols.is_multiple_of(k.block));
@@ -198,7 +201,7 @@ fn rows(model: &Model, tensor: &TrunkTensor, dims: &mut Vec<u64>, how: Move) -> 
 }
 
 /// One part of all experts.
-fn experts(layer: usize, n_experts: usize, part: &StoredPart) -> Result<Planned> {
+fn experts(layer: usize, n_experts: usize, part: &StoredPart, bf16: bool) -> Result<Planned> {
     let word = match part.part {
         Part::Gate => "ffn_gate_exps.weight",
         Part::Up => "ffn_up_exps.weight",
@@ -212,7 +215,7 @@ fn experts(layer: usize, n_experts: usize, part: &StoredPart) -> Result<Planned>
     let (kind, dims) = match part.part.is_matrix() {
         true => {
             let codec = part.codec.name();
-            let Fit { kind, .. } = fit(&codec)
+            let Fit { kind, .. } = fit(&codec, bf16)
                 .ok_or_else(|| Error::plan(format!("GGUF cannot hold {codec}")).in_tensor(&name))?;
             (kind, vec![cols, rows, n])
         }

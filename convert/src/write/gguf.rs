@@ -23,7 +23,7 @@ impl Export<'_> {
         let made = plan(self.data, arch, self.wish.dequantize, |layer| self.written_parts(layer, 0))?;
         if made.n_decoded > 0 {
             let to = if self.wish.dequantize { "BF16, which rounds" } else { "F32" };
-            notes.push(format!("{} trunk matrices that ggml has no type for become {to}", made.n_decoded));
+            notes.push(format!("{} matrices that ggml has no type for become {to}", made.n_decoded));
         }
         if let [first, ..] = &*made.left_out {
             let n = made.left_out.len();
@@ -148,8 +148,8 @@ fn interleaved(row: usize, head: usize) -> usize {
 }
 
 /// Why GGUF cannot hold such a matrix, if it cannot.
-pub(super) fn refuses(codec: &str, [_, cols]: [u64; 2]) -> Option<String> {
-    let Some(found) = codes::fit(codec) else { return Some("has no type in ggml".to_owned()) };
+pub(super) fn refuses(codec: &str, [_, cols]: [u64; 2], bf16: bool) -> Option<String> {
+    let Some(found) = codes::fit(codec, bf16) else { return Some("has no type in ggml".to_owned()) };
     let (block, name) = (found.kind.block, found.kind.name);
     (!cols.is_multiple_of(block))
         .then(|| format!("{cols} columns are no whole blocks of {block}, as {name} has them"))

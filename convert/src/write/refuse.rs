@@ -50,7 +50,7 @@ impl Export<'_> {
     /// Why the target cannot hold such a matrix, if it cannot.
     fn refuses(&self, codec: &str, shape: [u64; 2]) -> Option<String> {
         if self.form == Form::Gguf {
-            return gguf::refuses(codec, shape);
+            return gguf::refuses(codec, shape, self.wish.dequantize);
         }
         let scheme = Scheme::of(codec);
         if scheme.is_none() {
