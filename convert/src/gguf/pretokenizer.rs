@@ -58,6 +58,14 @@ pub(super) fn id(tokenizer: &Json) -> Result<&'static str> {
     }
 }
 
+/// What llama.cpp is known to cut otherwise under a name.
+pub(super) fn differs(name: &str) -> Option<&'static str> {
+    (name == "gpt-4o").then_some(
+        "llama.cpp's gpt-4o cuts words before combining marks, as in Hindi or Thai, where this tokenizer does not: such texts \
+         get other tokens there",
+    )
+}
+
 /// Whether a word that is a token is taken whole, whatever the merges say.
 pub(super) fn ignores_merges(tokenizer: &Json) -> bool {
     tokenizer.get("model").and_then(|m| m.get("ignore_merges")).is_some_and(is_on)

@@ -39,7 +39,7 @@ pub(crate) fn keys(model: &Model, notes: &mut Vec<String>) -> Result<Vec<(String
     let mut tokens = Tokens::of(&tokenizer, model.spec().vocab).in_file(&path)?;
     let mut keys = match sentencepiece::is_one(&tokenizer) {
         true => sentencepiece::keys(&tokenizer, &mut tokens).in_file(&path)?,
-        false => byte_level(&tokenizer, &tokens).in_file(&path)?,
+        false => byte_level(&tokenizer, &tokens, notes).in_file(&path)?,
     };
     keys.push(("tokenizer.ggml.tokens".to_owned(), Value::strings(tokens.texts.iter().cloned())));
     keys.push(("tokenizer.ggml.token_type".to_owned(), tokens.kinds()));
@@ -56,9 +56,10 @@ pub(crate) fn keys(model: &Model, notes: &mut Vec<String>) -> Result<Vec<(String
 }
 
 /// BPE over bytes.
-fn byte_level(tokenizer: &Json, tokens: &Tokens) -> Result<Vec<(String, Value)>> {
+fn byte_level(tokenizer: &Json, tokens: &Tokens, notes: &mut Vec<String>) -> Result<Vec<(String, Value)>> {
     let text = |t: &str| Value::String(t.to_owned());
     let name = pretokenizer::id(tokenizer)?;
+    notes.extend(pretokenizer::differs(name).map(str::to_owned));
     let pairs = merges(tokenizer)?;
     if pretokenizer::ignores_merges(tokenizer) {
         let normal = tokens.texts.iter().zip(&tokens.kinds).filter(|(_, kind)| **kind == NORMAL);

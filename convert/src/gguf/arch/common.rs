@@ -70,8 +70,13 @@ pub fn gqa_keys(model: &Model, gqa: &Gqa, keys: &mut Keys<'_>) -> Result<()> {
         ("attention.key_length", gqa.head_dim),
         ("attention.value_length", gqa.v_dim),
     ])?;
-    rope_keys(model, &gqa.rope, keys)?;
-    Ok(())
+    let Some(yarn) = rope_keys(model, &gqa.rope, keys)? else { return Ok(()) };
+    let amplitude = 0.1 * libm::log(yarn.factor) + 1.0;
+    if yarn.factor > 1.0 && (f64::from(gqa.rope.amplitude) - amplitude).abs() < 1e-6 {
+        return Ok(());
+    }
+    let what = format!("YaRN multiplies by {}, llama.cpp by {amplitude}", gqa.rope.amplitude);
+    Err(Error::plan(what).in_file(model.root()))
 }
 
 /// Keys of experts.

@@ -25,8 +25,12 @@ pub const QWEN2_MOE: Arch = Arch {
     ..QWEN3_MOE
 };
 
-/// As `qwen2moe`.
-pub const OLMOE: Arch = Arch { family: "olmoe", ..QWEN2_MOE };
+/// As `qwen2moe`, and with as many keys as queries.
+pub const OLMOE: Arch = Arch {
+    family: "olmoe",
+    fits: |spec, layer| fits(spec, layer, false) && is_as_wide(spec, layer) && has_all_keys(layer),
+    ..QWEN2_MOE
+};
 
 fn fits(spec: &ModelSpec, layer: &LayerSpec, renorm: bool) -> bool {
     let attends = matches!(&layer.attention, Attention::Gqa(gqa) if is_bare_gqa(gqa));
@@ -36,6 +40,10 @@ fn fits(spec: &ModelSpec, layer: &LayerSpec, renorm: bool) -> bool {
 
 fn is_as_wide(spec: &ModelSpec, layer: &LayerSpec) -> bool {
     matches!(&layer.attention, Attention::Gqa(g) if g.n_heads.checked_mul(g.head_dim) == Some(spec.hidden))
+}
+
+fn has_all_keys(layer: &LayerSpec) -> bool {
+    matches!(&layer.attention, Attention::Gqa(gqa) if gqa.n_kv_heads == gqa.n_heads)
 }
 
 /// Several graphs take no embedding for a head.
