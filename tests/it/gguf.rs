@@ -184,7 +184,7 @@ fn fp8_becomes_f32_or_where_that_is_asked_for_bf16() {
     config["rope_scaling"]["mscale_all_dim"] = json!(1.0);
     fs::write(&path, config.to_string()).unwrap();
     for (more, kind, note) in
-        [(None, "f32", "become F32"), (Some("--dequantize"), "bf16", "BF16, which rounds")]
+        [(None, "f32", "become BF16 or F32"), (Some("--dequantize"), "bf16", "BF16, which rounds")]
     {
         let more: Vec<&str> = more.into_iter().chain(["--overwrite"]).collect();
         let run = gguf(work.path(), "q", &more);

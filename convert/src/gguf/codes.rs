@@ -6,14 +6,15 @@
 //!  mxfp4                                the same bits, in another order
 //!  int4, int5, int8 with f16 scales     q4_0, q5_0, q8_0: level × d with the same levels and d, which a group wider than 32
 //!                                       repeats
-//!  fp8-block…                           f32, four bytes a number
+//!  fp8-block… with powers of two        bf16, whose eight bits hold the four of a number of FP8
+//!  fp8-block… with other scales         f32, four bytes a number
 //! ```
 
 use moepack_format::{Dtype, Error, Result};
 use moepack_quant::Isa;
 use moepack_quant::bits;
 use moepack_quant::codec::ggml::mxfp4;
-use moepack_quant::minifloat::{f32_to_bf16, f32_to_f16};
+use moepack_quant::minifloat::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 use super::Type;
 use crate::coded::CodedPart;
@@ -45,13 +46,17 @@ impl Way {
     }
 }
 
-/// The type that a codec's numbers are written in: one that holds them, F32 where FP8 is decoded, or BF16 of whatever ggml
-/// has no type for, if that is asked for. `None` where there is none.
+/// The type that a codec's numbers are written in: one that holds them, decoded or not, or BF16 of whatever ggml has no type
+/// for, if that is asked for. `None` where there is none.
 pub(crate) fn fit(codec: &str, bf16: bool) -> Option<Fit> {
     let decoded = |name| Type::of_codec(name).map(|kind| Fit { kind, way: Way::Decoded });
     match holder(codec) {
         None if bf16 => decoded("bf16"),
-        None if matches!(Scheme::of(codec), Some(Scheme::Fp8 { .. })) => decoded("f32"),
+        None => match Scheme::of(codec)? {
+            Scheme::Fp8 { scales: Dtype::F8E8m0, .. } => decoded("bf16"),
+            Scheme::Fp8 { .. } => decoded("f32"),
+            _ => None,
+        },
         held => held,
     }
 }
@@ -85,7 +90,7 @@ fn holder(codec: &str) -> Option<Fit> {
 ///
 /// # Errors
 /// Planes that are not those of the codec; numbers that are none.
-pub(crate) fn bytes(part: &CodedPart, kind: &Type) -> Result<Vec<u8>> {
+pub(crate) fn bytes(part: &CodedPart, kind: &Type, rounds: bool) -> Result<Vec<u8>> {
     let codec = part.codec.name();
     let way = holder(&codec).map_or(Way::Decoded, |f| f.way);
     // Which also looks at the lengths of all planes.
@@ -94,22 +99,28 @@ pub(crate) fn bytes(part: &CodedPart, kind: &Type) -> Result<Vec<u8>> {
         (Way::Same, [plane]) => Ok(plane.clone()),
         (Way::Mxfp4, [blocks, scales]) => Ok(mxfp4::to_ggml(blocks, scales)),
         (Way::Ints { bits, group }, [codes, scales]) => Ok(ints(bits, group, part.cols, codes, scales)),
-        (Way::Decoded, _) => numbers(&decoded, kind),
+        (Way::Decoded, _) => numbers(&decoded, kind, rounds),
         (_, planes) => Err(Error::bad_data(format!("{} planes of {codec}", planes.len()))),
     }
 }
 
-/// Numbers in a plain type.
+/// Numbers in a plain type, which holds them unless it may round them.
 ///
 /// # Errors
-/// A type that is none of them.
-pub(crate) fn numbers(values: &[f32], kind: &Type) -> Result<Vec<u8>> {
-    Ok(match kind.name {
-        "f32" => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        "bf16" => values.iter().flat_map(|v| f32_to_bf16(*v).to_le_bytes()).collect(),
-        "f16" => values.iter().flat_map(|v| f32_to_f16(*v).to_le_bytes()).collect(),
+/// A type that is no plain one, or does not hold a number.
+pub(crate) fn numbers(values: &[f32], kind: &Type, rounds: bool) -> Result<Vec<u8>> {
+    type Pair = (fn(f32) -> u16, fn(u16) -> f32);
+    let (write, read): Pair = match kind.name {
+        "f32" => return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        "bf16" => (f32_to_bf16, bf16_to_f32),
+        "f16" => (f32_to_f16, f16_to_f32),
         other => return Err(Error::bad_data(format!("{other} is no plain type"))),
-    })
+    };
+    match values.iter().find(|v| !rounds && read(write(**v)) != **v) {
+        None => Ok(values.iter().flat_map(|v| write(*v).to_le_bytes()).collect()),
+        Some(v) => Err(Error::plan(format!("{v:e} is no number of {}", kind.name))
+            .hint("--dequantize rounds such numbers to BF16")),
+    }
 }
 
 /// Levels and scales as blocks: the scale, and of `q5_0` the fifth bits, then levels `i` and `i + 16` a byte, or a byte each.
@@ -167,7 +178,7 @@ mod tests {
             let part = part(name);
             let found = fit(name, false).unwrap();
             assert_eq!(found.kind.name, kind, "{name}");
-            let plane = bytes(&part, found.kind).unwrap();
+            let plane = bytes(&part, found.kind, false).unwrap();
             let mut moved = vec![0.0; part.rows * part.cols];
             let like = codec(kind).unwrap();
             like.decode(Isa::get(), &[&plane], part.rows, part.cols, 0, &mut moved).unwrap();
@@ -184,6 +195,15 @@ mod tests {
             assert_eq!(fit(name, true).unwrap().kind.name, "bf16", "{name}");
         }
         assert_eq!(fit("fp8-block", false).unwrap().kind.name, "f32");
+        let powers = fit("fp8-block-e8m0", false).unwrap().kind;
+        assert_eq!(powers.name, "bf16");
+        let part = part("fp8-block-e8m0");
+        let plane = bytes(&part, powers, false).unwrap();
+        let moved = plane.as_chunks().0.iter().map(|b| bf16_to_f32(u16::from_le_bytes(*b)));
+        assert!(moved.eq(part.decode(Isa::get()).unwrap()));
+        assert!(
+            numbers(&[1.0 + 1e-6], powers, false).is_err() && numbers(&[1.0 + 1e-6], powers, true).is_ok()
+        );
         assert_eq!(fit("q4_k", true).unwrap().way, Way::Same);
     }
 }

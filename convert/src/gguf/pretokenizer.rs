@@ -47,7 +47,7 @@ pub(super) fn id(tokenizer: &Json) -> Result<&'static str> {
         return Err(refusal(format!("texts are cut by {cut}, which has no known name in llama.cpp")));
     };
     // llama.cpp composes no characters, and its converter leaves that out too.
-    let normalizer = tokenizer.get("normalizer").filter(|n| !n.is_null() && kind(n) != Some("NFC"));
+    let normalizer = tokenizer.get("normalizer").filter(|n| !n.is_null() && !composes(n));
     if let Some(normalizer) = normalizer {
         return Err(refusal(format!("texts are changed by {normalizer}, which llama.cpp does not do")));
     }
@@ -55,6 +55,14 @@ pub(super) fn id(tokenizer: &Json) -> Result<&'static str> {
     match JOINS.iter().find(join) {
         Some(key) => Err(refusal(format!("{key} is set, which llama.cpp's {name} does not do"))),
         None => Ok(name),
+    }
+}
+
+/// Whether a normalizer does nothing but compose characters, if that.
+fn composes(normalizer: &Json) -> bool {
+    match (kind(normalizer), normalizer.get("normalizers").and_then(Json::as_array)) {
+        (Some("Sequence"), Some(steps)) => steps.iter().all(composes),
+        (kind, _) => kind == Some("NFC"),
     }
 }
 
@@ -134,6 +142,8 @@ mod tests {
         assert_eq!(found(sequence(QWEN2)), "qwen2");
         assert_eq!(found(sequence(GPT2)), "gpt-2");
         assert_eq!(found(sequence(GPT4O)), "gpt-4o");
+        let none = json!({"type": "Sequence", "normalizers": []});
+        assert!(id(&json!({"pre_tokenizer": bytes(true), "normalizer": none})).is_ok());
         let splits = DEEPSEEK_V3.iter().map(|p| sequence(p)["pretokenizers"][0].clone());
         let steps: Vec<Json> = splits.chain([bytes(false)]).collect();
         assert_eq!(found(json!({"type": "Sequence", "pretokenizers": steps})), "deepseek-v3");

@@ -146,7 +146,8 @@ fn trunk(
     let decoded = held.is_none() && dims.len() > 1 && !is_f32(tensor.role);
     let kind = match held {
         Some(kind) => kind,
-        None => named(if decoded && bf16 { "bf16" } else { "f32" })?,
+        None if decoded => decoded_as(model, tensor, bf16)?,
+        None => named("f32")?,
     };
     rows.heads = (DECODED_MAX / (rows.head * cols as usize).max(1)).clamp(1, rows.n_heads.max(1));
     let n_slices = match data {
@@ -173,6 +174,13 @@ fn holder(model: &Model, tensor: &TrunkTensor, cols: u64) -> Option<&'static Typ
         _ => None,
     }
     .filter(|_| model.trunk_encoded(tensor).is_none())
+}
+
+/// The plain type of a matrix that nothing else holds.
+fn decoded_as(model: &Model, tensor: &TrunkTensor, bf16: bool) -> Result<&'static Type> {
+    let codec = model.trunk_encoding(tensor)?.unwrap_or_default();
+    let fit = fit(&codec, bf16).filter(|f| f.way == Way::Decoded);
+    fit.map_or_else(|| named(if bf16 { "bf16" } else { "f32" }), |f| Ok(f.kind))
 }
 
 /// The pieces of a matrix, and its dimensions after the move.

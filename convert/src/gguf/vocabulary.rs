@@ -48,10 +48,9 @@ pub(crate) fn keys(model: &Model, notes: &mut Vec<String>) -> Result<Vec<(String
         let adds = said.unwrap_or_else(|| adds_special(&tokenizer, end));
         keys.push((format!("tokenizer.ggml.{key}"), Value::Bool(adds)));
     }
-    keys.extend(config.iter().flat_map(|config| special(config, &tokens)));
-    if let Some(template) = template(model, config.as_ref())? {
-        keys.push(("tokenizer.chat_template".to_owned(), Value::String(template)));
-    }
+    keys.extend(special(model, config.as_ref(), &tokens)?);
+    let templates = templates(model, config.as_ref())?.into_iter();
+    keys.extend(templates.map(|(name, template)| (name, Value::String(template))));
     Ok(keys)
 }
 
@@ -190,28 +189,52 @@ pub(super) fn merges(tokenizer: &Json) -> Result<Vec<(String, String)>> {
     pairs.into_iter().flatten().map(one).collect()
 }
 
-/// Ids of special tokens, by tokenizer_config.json.
-fn special(config: &Json, tokens: &Tokens) -> Vec<(String, Value)> {
+/// Ids of special tokens: by the texts of tokenizer_config.json, else by the numbers of config.json.
+fn special(model: &Model, config: Option<&Json>, tokens: &Tokens) -> Result<Vec<(String, Value)>> {
     let ids: BTreeMap<&str, usize> = tokens.texts.iter().enumerate().map(|(i, t)| (t.as_str(), i)).collect();
-    let names =
-        [("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token"), ("unknown", "unk_token")];
-    let id = |key: &str| {
-        let said = config.get(key)?;
+    let by_text = |key: &str| {
+        let said = config?.get(key)?;
         let text = said.as_str().or_else(|| said.get("content")?.as_str())?;
-        u32::try_from(*ids.get(text)?).ok()
+        ids.get(text).copied()
     };
-    let key =
-        |(name, key): (&str, &str)| Some((format!("tokenizer.ggml.{name}_token_id"), Value::U32(id(key)?)));
-    names.into_iter().filter_map(key).collect()
+    let mut keys = Vec::new();
+    for (name, text_key, id_key) in SPECIAL {
+        // Several ids, as some releases have for the end, are no id.
+        let by_id = model.config().find(&[id_key]).and_then(|(_, id)| usize::try_from(id.as_u64()?).ok());
+        let id = by_text(text_key).or(by_id.filter(|&id| id < tokens.texts.len()));
+        if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
+            keys.push((format!("tokenizer.ggml.{name}_token_id"), Value::U32(id)));
+        }
+    }
+    Ok(keys)
 }
 
-/// The chat template: a file of its own, or in tokenizer_config.json.
-fn template(model: &Model, config: Option<&Json>) -> Result<Option<String>> {
-    let Some(bytes) = side_file(model, TEMPLATE)? else {
-        return Ok(config.and_then(|c| c.get("chat_template")?.as_str().map(str::to_owned)));
+/// Names in GGUF, in tokenizer_config.json and in config.json.
+const SPECIAL: [(&str, &str, &str); 4] = [
+    ("bos", "bos_token", "bos_token_id"),
+    ("eos", "eos_token", "eos_token_id"),
+    ("padding", "pad_token", "pad_token_id"),
+    ("unknown", "unk_token", "unk_token_id"),
+];
+
+/// The chat templates under their keys: a file of its own, or what tokenizer_config.json has, which may be several with names.
+fn templates(model: &Model, config: Option<&Json>) -> Result<Vec<(String, String)>> {
+    const KEY: &str = "tokenizer.chat_template";
+    if let Some(bytes) = side_file(model, TEMPLATE)? {
+        let text = String::from_utf8(bytes);
+        let text = text.map_err(|_| Error::bad_data("not UTF-8").in_file(model.root().join(TEMPLATE)))?;
+        return Ok(vec![(KEY.to_owned(), text)]);
+    }
+    let one = |said: &Json| {
+        let (name, text) = (said.get("name")?.as_str()?, said.get("template")?.as_str()?);
+        let key = if name == "default" { KEY.to_owned() } else { format!("{KEY}.{name}") };
+        Some((key, text.to_owned()))
     };
-    let text = String::from_utf8(bytes);
-    text.map(Some).map_err(|_| Error::bad_data("not UTF-8").in_file(model.root().join(TEMPLATE)))
+    Ok(match config.and_then(|c| c.get("chat_template")) {
+        Some(Json::String(text)) => vec![(KEY.to_owned(), text.clone())],
+        Some(Json::Array(several)) => several.iter().filter_map(one).collect(),
+        _ => Vec::new(),
+    })
 }
 
 fn side_json(model: &Model, name: &str) -> Result<Option<Json>> {

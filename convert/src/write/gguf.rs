@@ -7,7 +7,7 @@ use crate::catalog::TrunkTensor;
 use crate::gguf::arch::{Arch, Move};
 use crate::gguf::codes;
 use crate::gguf::tensors::{Data, Planned, Rows, plan};
-use crate::gguf::{TensorInfo, Type, vocabulary, write};
+use crate::gguf::{TensorInfo, Type, Value, vocabulary, write};
 use crate::spec::Part;
 
 /// Tensor names that a note lists.
@@ -20,9 +20,10 @@ impl Export<'_> {
         let mut notes = Vec::new();
         self.keys = arch.keys(self.data, &self.wish.name, &mut notes)?;
         self.keys.extend(vocabulary::keys(self.data, &mut notes)?);
+        self.keys.extend(self.imatrix());
         let made = plan(self.data, arch, self.wish.dequantize, |layer| self.written_parts(layer, 0))?;
         if made.n_decoded > 0 {
-            let to = if self.wish.dequantize { "BF16, which rounds" } else { "F32" };
+            let to = if self.wish.dequantize { "BF16, which rounds" } else { "BF16 or F32, which hold them" };
             notes.push(format!("{} matrices that ggml has no type for become {to}", made.n_decoded));
         }
         if let [first, ..] = &*made.left_out {
@@ -34,6 +35,16 @@ impl Export<'_> {
         self.items = made.tensors.into_iter().map(item).collect::<Result<_>>()?;
         self.notes.extend(notes);
         Ok(())
+    }
+
+    /// What a bundle was calibrated on, as llama-quantize says it: the dataset by its hash.
+    fn imatrix(&self) -> Vec<(String, Value)> {
+        let recipe = self.data.bundle().map(|b| &b.manifest.recipe);
+        let hash = |key: &str| recipe?.get("calibration")?.get(key)?.as_str().map(str::to_owned);
+        let Some(hash) = hash("tokens_sha256").or_else(|| hash("stats_sha256")) else { return Vec::new() };
+        let key =
+            |name: &str, value: &str| (format!("quantize.imatrix.{name}"), Value::String(value.to_owned()));
+        vec![key("file", "moepack"), key("dataset", &format!("sha256:{hash}"))]
     }
 
     /// A piece of a tensor.
@@ -51,7 +62,7 @@ impl Export<'_> {
 
     fn planes_to_gguf(&self, at: usize, head: Option<usize>, kind: &Type) -> Result<Slice> {
         let part = self.trunk_part(at)?;
-        let bytes = codes::bytes(&part, kind).map_err(|e| match self.tensor(at) {
+        let bytes = codes::bytes(&part, kind, false).map_err(|e| match self.tensor(at) {
             Some(tensor) => self.data.at_trunk(tensor, e),
             None => e,
         })?;
@@ -82,7 +93,8 @@ impl Export<'_> {
                 }
             }
         }
-        let bytes = codes::numbers(&values, kind)?;
+        let bytes =
+            codes::numbers(&values, kind, self.wish.dequantize).map_err(|e| self.data.at_trunk(tensor, e))?;
         let offset = (first * taken * cols) as u64 * kind.block_bytes;
         Ok(Slice { chunks: vec![Chunk { tensor: 0, offset, bytes }], ..Slice::default() })
     }
@@ -99,8 +111,10 @@ impl Export<'_> {
         let (coded, errors) = self.coded(layer, expert, &[part])?;
         let found = coded.part(part).ok_or_else(|| Error::bad_data("a part is missing"))?;
         let bytes = match part.is_matrix() {
-            true => codes::bytes(found, made.info.kind),
-            false => found.decode(moepack_quant::Isa::get()).and_then(|v| codes::numbers(&v, made.info.kind)),
+            true => codes::bytes(found, made.info.kind, self.wish.dequantize),
+            false => found
+                .decode(moepack_quant::Isa::get())
+                .and_then(|v| codes::numbers(&v, made.info.kind, false)),
         };
         let bytes = bytes.map_err(|e| found.source.locate(e))?;
         let each = made.info.bytes()? / made.n_slices.max(1) as u64;

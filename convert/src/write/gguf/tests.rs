@@ -129,7 +129,9 @@ fn keys_say_what_the_graph_needs() {
 #[test]
 fn tokens_and_the_way_of_cutting_come_from_the_tokenizer() {
     let dir = tempfile::tempdir().unwrap();
-    let said = json!({"add_bos_token": true, "bos_token": {"content": "<s>"}, "chat_template": "{{ x }}"});
+    let templates =
+        json!([{"name": "default", "template": "{{ x }}"}, {"name": "tools", "template": "{{ y }}"}]);
+    let said = json!({"add_bos_token": true, "bos_token": {"content": "<s>"}, "chat_template": templates});
     fs::write(dir.path().join("tokenizer_config.json"), said.to_string()).unwrap();
     let gguf = exported(&checkpoint(dir.path(), "qwen3_moe", json!({}), Some(tokenizer())), dir.path());
     let texts = (4..96).map(|id| format!("[PAD{id}]"));
@@ -141,7 +143,10 @@ fn tokens_and_the_way_of_cutting_come_from_the_tokenizer() {
     assert_eq!(gguf.metadata["tokenizer.ggml.pre"].as_str(), Some("gpt-2"));
     assert_eq!(gguf.metadata["tokenizer.ggml.add_bos_token"], Value::Bool(true));
     assert_eq!(gguf.metadata["tokenizer.ggml.bos_token_id"], Value::U32(0));
+    // By config.json, which has a number for it.
+    assert_eq!(gguf.metadata["tokenizer.ggml.eos_token_id"], Value::U32(1));
     assert_eq!(gguf.metadata["tokenizer.chat_template"].as_str(), Some("{{ x }}"));
+    assert_eq!(gguf.metadata["tokenizer.chat_template.tools"].as_str(), Some("{{ y }}"));
 }
 
 #[test]
