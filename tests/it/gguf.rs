@@ -106,15 +106,17 @@ fn a_killed_run_goes_on_after_the_last_finished_file() {
     let args = |out| {
         ["convert", model.to_str().unwrap(), "--to", "gguf", "-o", out, "--split-max-size", "1B", "--json"]
     };
-    let third = |suffix: &str| -> Option<PathBuf> {
+    let third = |suffix: &str, ending: &str| -> Option<PathBuf> {
         let listed = fs::read_dir(work.path().join(format!("out{suffix}"))).ok()?;
         let mut paths = listed.filter_map(|e| Some(e.ok()?.path()));
-        paths.find(|p| p.to_str().is_some_and(|p| p.contains("-00003-of-") && p.ends_with(".gguf")))
+        paths.find(|p| p.to_str().is_some_and(|p| p.contains("-00003-of-") && p.ends_with(ending)))
     };
+    // A file is finished when a note says so.
+    let noted = || third(".partial", ".gguf.note.json").is_some();
     let stopped = (0..TRIES).any(|_| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_moepack"));
         command.args(args("out")).current_dir(work.path()).stdout(Stdio::null()).stderr(Stdio::null());
-        let stopped = stop_when(command.spawn().unwrap(), "KILL", || third(".partial").is_some()).is_some();
+        let stopped = stop_when(command.spawn().unwrap(), "KILL", noted).is_some();
         if !stopped {
             fs::remove_dir_all(work.path().join("out")).unwrap();
         }
@@ -122,12 +124,12 @@ fn a_killed_run_goes_on_after_the_last_finished_file() {
     });
     assert!(stopped, "{TRIES} runs finished before the signal");
     assert!(!work.path().join("out").exists());
-    let kept = fs::metadata(third(".partial").unwrap()).unwrap().modified().unwrap();
+    let kept = fs::metadata(third(".partial", ".gguf").unwrap()).unwrap().modified().unwrap();
     let again = succeeds(work.path(), &args("out"));
     let report: Json = serde_json::from_str(&again.stdout).unwrap();
     assert_eq!(report["resumed"], true);
     assert_eq!(
-        fs::metadata(third("").unwrap()).unwrap().modified().unwrap(),
+        fs::metadata(third("", ".gguf").unwrap()).unwrap().modified().unwrap(),
         kept,
         "a finished file was written anew"
     );

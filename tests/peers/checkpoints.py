@@ -1,5 +1,5 @@
-"""Fixtures changed so that llama.cpp computes them: in F32, and where its loader or graph is narrower than the family, as the
-same model in another shape."""
+"""Fixtures changed so that llama.cpp computes them: in F32, and where its loader or graph is narrower than the family, as
+the same model in another shape."""
 
 import json
 import shutil

@@ -6,9 +6,9 @@ tokens, and every token has the NLL that `moepack perplexity` gives it.
 
 Needs the packages of requirements-gguf.txt. With MODEL, a checkpoint with a tokenizer, and TEXT, it is measured too.
 
-llama.cpp rounds activations to the type that goes with the weights: to 8 bits in blocks of 32 or 256 before most types, to
-BF16 or F16 before these, not at all before F32. So numbers are compared in F32, where only the order of additions differs, and
-every other type within what its rounding does to a small model.
+llama.cpp rounds activations to the type that goes with the weights: to 8 bits in blocks of 32 or 256 before most types, to BF16
+or F16 before these, not at all before F32. So numbers are compared in F32, where only the order of additions differs, and every
+other type within what its rounding does to a small model.
 """
 
 import json
@@ -51,8 +51,8 @@ MODELS = {
     "deepseek_v4": deepseek_v4,
 }
 
-ODD = """Tab\there  two   spaces\n\n\nnew\r\nline 12345678 naïve CamelCase HTTPServer don't I'LL we'Ve ünïcödé ÉÀ 日本語テスト 漢字かな
-한국어 العربية 😀👩‍👩‍👧 ﬁ ①② x²+y²=z² /path/to/file.txt;\n\tif (a!=b) {return;}\n  \n end   """
+ODD = """Tab\there  two   spaces\n\n\nnew\r\nline 12345678 naïve CamelCase HTTPServer don't I'LL we'Ve ünïcödé ÉÀ
+日本語テスト 漢字かな 한국어 العربية 😀👩‍👩‍👧 ﬁ ①② x²+y²=z² /path/to/file.txt;\n\tif (a!=b) {return;}\n  \n end   """
 
 
 def main():
@@ -114,8 +114,9 @@ def windows_of(directory, n=3, length=60):
 
 
 def distances(found, expected):
-    distance = abs(found - expected)
-    return {"mean": distance.mean(), "median": np.median(distance), "worst": distance.max(), "bias": (found - expected).mean()}
+    difference = found - expected
+    far = abs(difference)
+    return {"mean": far.mean(), "median": np.median(far), "worst": far.max(), "bias": difference.mean()}
 
 
 def within(what, found, expected, limits):

@@ -111,6 +111,7 @@ fn scores(tokens: &Tokens, pairs: &[(String, String)]) -> Result<Value> {
             last = Some(joined);
         }
     }
+    tokens.check_lengths()?;
     check_pairs(tokens, pairs)?;
     let score = |text: &String| order.get(text).map_or(0.0, |&n| -(n as f32) - 1.0);
     Ok(Value::Array(value::F32, tokens.texts.iter().map(|t| Value::F32(score(t))).collect()))

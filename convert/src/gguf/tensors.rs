@@ -15,7 +15,7 @@ use crate::spec::{Attention, Part, Role};
 use crate::write::COPY_BYTES;
 
 /// Numbers decoded at a time.
-const DECODED_MAX: usize = 4 << 20;
+const DECODED_MAX: usize = 8 << 20;
 
 /// A tensor of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,32 +130,27 @@ fn trunk(
         return Ok((Planned { info, data: Data::Integers(at), n_slices: 1 }, false));
     }
     let cols = dims.first().copied().unwrap_or(1);
-    let held = (dims.len() > 1 && !is_f32(tensor.role)).then(|| holder(model, tensor, cols)).flatten();
-    let mut rows = rows(model, tensor, &mut dims, how)?;
-    let coded = model.trunk_codec(tensor).is_some();
-    let raw = matches!(tensor.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) && !coded;
-    let head = (how == Move::Interleaved).then_some(rows.head);
-    let data = match held {
-        Some(_) if raw && how == Move::Same => Data::Copied(at),
-        Some(_) if coded && matches!(how, Move::Same | Move::Interleaved) => Data::Planes { at, head },
+    let is_matrix = dims.len() > 1 && !is_f32(tensor.role);
+    let held = is_matrix.then(|| holder(model, tensor, cols)).flatten();
+    let rows = rows(model, tensor, &mut dims, how)?;
+    let data = match (held, model.trunk_codec(tensor)) {
+        (Some(_), None) if how == Move::Same => Data::Copied(at),
+        (Some(_), Some(_)) if how == Move::Same => Data::Planes { at, head: None },
+        (Some(_), Some(_)) if how == Move::Interleaved => Data::Planes { at, head: Some(rows.head) },
+        // Blocks cannot be turned.
         _ => Data::Rows { at, rows },
     };
-    let in_rows = matches!(data, Data::Rows { .. });
-    // Planes cannot be turned.
-    let held = held.filter(|_| !(in_rows && coded));
-    let decoded = held.is_none() && dims.len() > 1 && !is_f32(tensor.role);
-    let kind = match held {
-        Some(kind) => kind,
-        None if decoded => decoded_as(model, tensor, bf16)?,
-        None => named("f32")?,
+    let turned = matches!(data, Data::Rows { .. }) && model.trunk_codec(tensor).is_some();
+    let (kind, decoded) = match held.filter(|_| !turned) {
+        Some(kind) => (kind, false),
+        None if is_matrix => (decoded_as(model, tensor, bf16)?, true),
+        None => (named("f32")?, false),
     };
-    rows.heads = (DECODED_MAX / (rows.head * cols as usize).max(1)).clamp(1, rows.n_heads.max(1));
     let n_slices = match data {
         Data::Copied(_) => usize::try_from(tensor.bytes.div_ceil(COPY_BYTES)).unwrap_or(usize::MAX),
         Data::Rows { .. } => rows.n_heads.div_ceil(rows.heads),
         _ => 1,
     };
-    let data = if in_rows { Data::Rows { at, rows } } else { data };
     Ok((Planned { info: TensorInfo { name, dims, kind }, data, n_slices }, decoded))
 }
 
@@ -185,16 +180,19 @@ fn decoded_as(model: &Model, tensor: &TrunkTensor, bf16: bool) -> Result<&'stati
 
 /// The pieces of a matrix, and its dimensions after the move.
 fn rows(model: &Model, tensor: &TrunkTensor, dims: &mut Vec<u64>, how: Move) -> Result<Rows> {
-    let n_rows: usize = tensor.decoded.split_last().map_or(1, |(_, outer)| outer.iter().product()) as usize;
-    let vector = tensor.decoded.len() < 2;
-    let single = |n: usize| Rows { how, head: 1, taken: [0, 1], heads: 1, n_heads: n };
+    let cols = dims.first().copied().unwrap_or(1) as usize;
+    // A vector is one row.
+    let n_rows = tensor.decoded.split_last().map_or(1, |(_, outer)| outer.iter().product::<u64>()) as usize;
+    let of = |head: usize, taken, n_heads: usize| {
+        let heads = DECODED_MAX / head.saturating_mul(cols).max(1);
+        Rows { how, head, taken, heads: heads.clamp(1, n_heads.max(1)), n_heads }
+    };
     let attention = tensor.layer.and_then(|l| model.spec().layers.get(l)).map(|l| &l.attention);
     let bad = || Error::plan("no heads to rearrange").in_tensor(&tensor.name);
     match (how, attention) {
-        (Move::Same, _) => Ok(single(if vector { 1 } else { n_rows })),
+        (Move::Same, _) => Ok(of(1, [0, 1], n_rows)),
         (Move::Interleaved, Some(Attention::Gqa(gqa))) => {
-            let n_heads = n_rows / gqa.head_dim.max(1);
-            Ok(Rows { how, head: gqa.head_dim, taken: [0, gqa.head_dim], heads: 1, n_heads })
+            Ok(of(gqa.head_dim, [0, gqa.head_dim], n_rows / gqa.head_dim.max(1)))
         }
         (Move::KeysOfHeads | Move::ValuesOfHeads, Some(Attention::Mla(mla))) => {
             let (nope, value, n) = (mla.nope_dim, mla.v_dim, mla.n_heads);
@@ -202,7 +200,7 @@ fn rows(model: &Model, tensor: &TrunkTensor, dims: &mut Vec<u64>, how: Move) -> 
             let taken = if keys { [0, nope] } else { [nope, value] };
             let matrix = if keys { [nope, mla.kv_lora] } else { [mla.kv_lora, value] };
             *dims = vec![matrix[0] as u64, matrix[1] as u64, n as u64];
-            Ok(Rows { how, head: nope + value, taken, heads: 1, n_heads: n })
+            Ok(of(nope + value, taken, n))
         }
         _ => Err(bad()),
     }

@@ -15,6 +15,8 @@ use crate::model::Model;
 
 const TOKENIZER: &str = "tokenizer.json";
 const TEMPLATE: &str = "chat_template.jinja";
+/// Squares of the lengths of all tokens together; a vocabulary of 200 thousand has some 10 million.
+const PARTS_MAX: u64 = 1 << 28;
 
 pub(super) const NORMAL: i32 = 1;
 pub(super) const UNKNOWN: i32 = 2;
@@ -61,6 +63,7 @@ fn byte_level(tokenizer: &Json, tokens: &Tokens, notes: &mut Vec<String>) -> Res
     notes.extend(pretokenizer::differs(name).map(str::to_owned));
     let pairs = merges(tokenizer)?;
     if pretokenizer::ignores_merges(tokenizer) {
+        tokens.check_lengths()?;
         let normal = tokens.texts.iter().zip(&tokens.kinds).filter(|(_, kind)| **kind == NORMAL);
         if let Some(token) = unreachable(normal.map(|(text, _)| text.as_str()), &pairs) {
             let what = format!(
@@ -164,6 +167,15 @@ impl Tokens {
             set(text, added.get("id").and_then(Json::as_u64), kind)?;
         }
         Ok(Tokens { texts, kinds })
+    }
+
+    /// Refuses tokens so long that looking at all their parts would take more than moments.
+    pub fn check_lengths(&self) -> Result<()> {
+        let work = self.texts.iter().map(|t| (t.len() as u64).saturating_mul(t.len() as u64));
+        match work.fold(0u64, u64::saturating_add) {
+            work if work > PARTS_MAX => Err(Error::plan("tokens are longer than those of any vocabulary")),
+            _ => Ok(()),
+        }
     }
 
     fn kinds(&self) -> Value {
