@@ -21,6 +21,7 @@ use crate::hparams::{Config, Keys};
 use crate::limits::{
     HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, POSITIONS_MAX, RANK_MAX, SINKHORN_MAX, STREAMS_MAX, VOCAB_MAX,
 };
+pub(crate) use compressed::COMPRESS_THETA;
 pub use storage::{hints, storage};
 
 use crate::spec::{Across, Attention, Hyper, LayerSpec, Mlp, ModelSpec, Norm, Residual};

@@ -8,24 +8,25 @@
 //! ```
 //!
 //! Numbers are little-endian; the first dimension is the one whose numbers lie side by side. Source: `docs/gguf.md` of
-//! ggml. `model.rs` and `arch.rs` turn a model into such a file; nothing else here knows a model.
+//! ggml. `arch.rs`, `tensors.rs` and `vocabulary.rs` say what a model becomes in such a file; nothing else here knows a model.
+//! Its bytes are made by `write/gguf.rs`, like those of every other export.
 
 pub mod arch;
-pub mod model;
+pub(crate) mod codes;
+pub mod file;
 mod pretokenizer;
 pub mod read;
+mod sentencepiece;
+pub mod set;
+pub(crate) mod tensors;
 pub mod types;
 pub mod value;
-mod vocabulary;
-pub mod write;
+pub(crate) mod vocabulary;
+pub(crate) mod write;
 
-pub use model::{Written, export};
 pub use read::Gguf;
 pub use types::{TYPES, Type};
 pub use value::Value;
-
-pub mod file;
-pub mod set;
 
 /// First bytes of a file.
 pub const MAGIC: [u8; 4] = *b"GGUF";

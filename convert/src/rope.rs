@@ -183,6 +183,25 @@ pub fn rope(
     Ok(scaled)
 }
 
+/// The base, and YaRN's parameters if it is YaRN that stretches; `None` for other rules.
+///
+/// # Errors
+/// As [`rope`].
+pub(crate) fn base_and_yarn(
+    source @ Source { config, section }: Source<'_>,
+    rule: RopeRule,
+    positions: usize,
+) -> Result<Option<(f64, Option<Yarn>)>> {
+    let theta = source.theta()?.unwrap_or(rule.theta);
+    let kind = section.map(|s| s.string_opt(&["rope_type", "type"])).transpose()?.flatten();
+    Ok(match (kind.unwrap_or("default"), section) {
+        ("default", None) => Some((theta, rule.scaling)),
+        ("default" | "mrope", Some(_)) => Some((theta, None)),
+        ("yarn", Some(s)) => Some((theta, Some(yarn(&s, config, positions)?))),
+        _ => None,
+    })
+}
+
 /// theta^(-2i/dim), `[dim / 2]`.
 pub(crate) fn frequencies(theta: f64, dim: usize) -> Vec<f32> {
     wavelengths(theta, dim).map(|w| 1.0 / w).collect()

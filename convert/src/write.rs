@@ -8,6 +8,7 @@ use moepack_format::{Dtype, Error, PlaneSpec, Result};
 use moepack_quant::{CodecRef, Isa, Matrix};
 
 use crate::coded::{CodedExpert, CodedPart};
+use crate::gguf::tensors::Planned;
 use crate::model::Model;
 use crate::spec::Part;
 
@@ -15,16 +16,18 @@ mod card;
 mod compressed;
 mod config;
 mod experts;
+mod gguf;
 mod mlx;
 mod refuse;
 mod scheme;
 mod shard;
 mod trunk;
 
-use scheme::{Int, Scheme};
+pub(crate) use scheme::{Int, Scheme};
+pub(crate) use trunk::COPY_BYTES;
 
 pub use card::card;
-pub use shard::{SHARD_BYTES_DEFAULT, Shard, index_json, shard_name, shards};
+pub use shard::Shard;
 
 /// What a model can be written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub enum Target {
     CompressedTensors,
     /// For MLX.
     Mlx,
+    /// For llama.cpp.
+    Gguf,
 }
 
 /// The table of targets: name on the command line, and what it is.
@@ -46,6 +51,7 @@ pub const TARGETS: &[(Target, &str, &str)] = &[
         "INT, FP8 blocks, MXFP4, NVFP4 for vLLM and transformers",
     ),
     (Target::Mlx, "mlx", "stacked experts, affine or MXFP4, for mlx-lm"),
+    (Target::Gguf, "gguf", "one file or several with tokenizer and all, in ggml's types, for llama.cpp"),
 ];
 
 impl Target {
@@ -60,6 +66,9 @@ impl Target {
     }
 }
 
+/// What licences' files begin with.
+const LICENSE: &str = "LICENSE";
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Wish {
@@ -69,6 +78,8 @@ pub struct Wish {
     pub dequantize: bool,
     /// Code every expert matrix that is in another codec anew.
     pub requantize: Option<CodecRef>,
+    /// What the model is called inside of files, and what files are called that have its name.
+    pub name: String,
 }
 
 /// How a model will be written.
@@ -80,6 +91,8 @@ pub struct Export<'a> {
     wish: Wish,
     form: Form,
     items: Vec<Item>,
+    /// What a GGUF file says of itself.
+    keys: Vec<(String, crate::gguf::Value)>,
     notes: Vec<String>,
 }
 
@@ -90,6 +103,7 @@ enum Form {
     Plain,
     Compressed,
     Mlx,
+    Gguf,
 }
 
 /// Tensors that are made together and lie in one file.
@@ -119,6 +133,8 @@ enum Content {
     Parts { layer: usize, expert: usize },
     /// One part of all experts of a layer in the words of the target.
     Stack { layer: usize, part: Part },
+    /// A tensor of a GGUF file.
+    Gguf(Planned),
 }
 
 /// Some bytes of an item.
@@ -164,9 +180,14 @@ impl<'a> Export<'a> {
     pub fn of(model: &'a Model, wish: Wish) -> Result<Export<'a>> {
         let released = model.released()?;
         let items = Vec::new();
-        let mut this = Export { data: model, released, form: Form::Plain, wish, items, notes: Vec::new() };
+        let (keys, notes) = (Vec::new(), Vec::new());
+        let mut this = Export { data: model, released, form: Form::Plain, wish, items, keys, notes };
         this.form = this.form()?;
         this.refuse()?;
+        if this.form == Form::Gguf {
+            this.plan_gguf()?;
+            return Ok(this);
+        }
         this.plan_trunk()?;
         this.plan_experts()?;
         this.note_scales()?;
@@ -190,7 +211,14 @@ impl<'a> Export<'a> {
             Form::Plain => "BF16",
             Form::Compressed => "compressed-tensors",
             Form::Mlx => "MLX",
+            Form::Gguf => "GGUF",
         }
+    }
+
+    /// Whether a file beside the model is written too: not where a file holds everything, tokenizer and configuration
+    /// included.
+    pub fn takes(&self, side: &str) -> bool {
+        self.form != Form::Gguf || [LICENSE, "NOTICE"].iter().any(|name| side.starts_with(name))
     }
 
     /// Whether every byte is as it was released.
@@ -211,6 +239,7 @@ impl<'a> Export<'a> {
             Content::Stacked { layer, piece } => self.stacked(*layer, *piece, at),
             Content::Parts { layer, expert } => self.parts(*layer, *expert),
             Content::Stack { layer, part } => self.stack(*layer, *part, at),
+            Content::Gguf(made) => self.gguf_slice(made, at),
         }
     }
 
@@ -236,6 +265,7 @@ impl<'a> Export<'a> {
         match self.wish.target {
             Target::CompressedTensors => return Ok(Form::Compressed),
             Target::Mlx => return Ok(Form::Mlx),
+            Target::Gguf => return Ok(Form::Gguf),
             Target::Safetensors => {}
         }
         if self.wish.requantize.is_some() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use moepack_convert::write::{Export, MatrixError, SHARD_BYTES_DEFAULT, TARGETS, Target, Wish, shards};
+use moepack_convert::write::{Export, MatrixError, TARGETS, Target, Wish};
 use moepack_format::manifest::FileEntry;
 use moepack_format::{Error, Result};
 use moepack_quant::codec;
@@ -27,8 +27,9 @@ mod imatrix;
 /// The table row.
 pub const COMMAND: Command = Command {
     name: "convert",
-    about: "Write a checkpoint or bundle for other programs: vLLM, transformers, MLX, or as it was released",
+    about: "Write a checkpoint or bundle for other programs: llama.cpp, vLLM, transformers, MLX, or as it was released",
     examples: &[
+        "moepack convert qwen3.moepack --to gguf -o qwen3-gguf --split-max-size 20GB",
         "moepack convert v3.moepack --to compressed-tensors -o v3-int4",
         "moepack convert qwen3.moepack --to mlx -o qwen3-mlx --base-model Qwen/Qwen3-30B-A3B",
         "moepack convert v3.moepack --to safetensors -o v3",
@@ -52,14 +53,14 @@ struct Arguments {
     /// The directory to write; of an imatrix the file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// BF16 even where the bytes of the release are there (safetensors)
+    /// BF16 even where the bytes of the release are there (safetensors), or of matrices that no type holds (gguf)
     #[arg(long)]
     dequantize: bool,
     /// Code every expert matrix of another codec anew, rounded to nearest; what that adds is reported
     #[arg(long, value_name = "CODEC")]
     requantize: Option<String>,
     /// Split files at this size, such as 5GB; an expert or a stack of them is never split
-    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_arg)]
+    #[arg(long, visible_alias = "split-max-size", value_name = "SIZE", value_parser = crate::size::parse_arg)]
     max_shard_size: Option<u64>,
     /// Repository of the base model, for the model card
     #[arg(long, value_name = "ORG/NAME")]
@@ -100,15 +101,19 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let target = Target::named(&args.to).ok_or_else(|| Error::usage("unknown target"))?;
     let requantize = args.requantize.as_deref().map(codec).transpose()?;
     let model = args.open.open(&args.model)?;
-    let bytes_max = args.max_shard_size.unwrap_or(SHARD_BYTES_DEFAULT);
     let base_model = args.base_model.clone().or_else(|| repository(&args.model));
+    let name = name_of(&args.model, base_model.as_deref());
+    let made = Export::of(
+        &model,
+        Wish { target, dequantize: args.dequantize, requantize: requantize.clone(), name },
+    )?;
+    let bytes_max = args.max_shard_size.unwrap_or(made.shard_bytes());
     let options = json!({"target": target.name(), "dequantize": args.dequantize,
         "requantize": requantize.as_ref().map(|c| c.name()), "max_shard_size": bytes_max, "base_model": base_model});
-    let made = Export::of(&model, Wish { target, dequantize: args.dequantize, requantize })?;
     let job = Job {
         model: &model,
         export: &made,
-        shards: &shards(made.items(), bytes_max)?,
+        shards: &made.shards(bytes_max)?,
         target: &args.output,
         overwrite: args.overwrite,
         base_model: base_model.as_deref(),
@@ -169,6 +174,18 @@ fn added(errors: &[MatrixError]) -> String {
     )
 }
 
+/// What the model is called: as its base model, or as the directory it lies in.
+fn name_of(path: &Path, base_model: Option<&str>) -> String {
+    let directory = path.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
+    let directory = directory.map(|name| name.trim_end_matches(".moepack").to_owned());
+    let base = base_model.and_then(|base| base.rsplit('/').next()).map(str::to_owned);
+    let name = base.or(directory).unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = name.chars().map(plain).collect();
+    let name = name.trim_start_matches(['.', '-']);
+    if name.is_empty() { "model".to_owned() } else { name.to_owned() }
+}
+
 /// The repository whose cache directory this is.
 fn repository(path: &Path) -> Option<String> {
     let name =
@@ -200,5 +217,15 @@ mod tests {
             Some("Qwen/Qwen3-30B-A3B".to_owned())
         );
         assert_eq!(found("Qwen3-30B-A3B"), None);
+    }
+
+    #[test]
+    fn a_model_is_called_as_its_base_or_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v3 Tiny.moepack");
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(name_of(&path, None), "v3-Tiny");
+        assert_eq!(name_of(&path, Some("deepseek-ai/DeepSeek-V3")), "DeepSeek-V3");
+        assert_eq!(name_of(&path, Some("../..")), "model");
     }
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use moepack_convert::Model;
-use moepack_convert::write::{Export, Item, MatrixError, Shard, card, index_json, shard_name};
+use moepack_convert::write::{Export, Item, MatrixError, Shard, card};
 use moepack_format::manifest::FileEntry;
 use moepack_format::{AtomicFile, Error, InputFile, Result, atomic};
 use moepack_verify::forward::ordered;
@@ -87,7 +87,7 @@ fn run(session: &Session, job: &Job<'_>, workspace: &Workspace) -> Result<Outcom
     let progress = session.progress("convert", bytes, n_experts);
     let (mut files, mut errors, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for (n, shard) in job.shards.iter().enumerate() {
-        let name = shard_name(n + 1, job.shards.len());
+        let name = job.export.shard_name(n + 1, job.shards.len());
         let note = match workspace.note::<ShardNote>(&name)? {
             Some(note) => {
                 progress.add(shard.bytes, 0);
@@ -120,6 +120,8 @@ fn write_shard(
     let slices: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| (0..item.n_slices).map(move |at| (i, at))).collect();
     let mut file = AtomicFile::create(&workspace.dir().join(name))?;
+    // The last byte first: what is not written between tensors and behind them is zero.
+    file.write_at(shard.bytes.saturating_sub(1), &[0])?;
     file.write_at(0, &shard.header)?;
     let mut errors = Vec::new();
     let work = |n: usize| {
@@ -173,14 +175,19 @@ fn side_files(job: &Job<'_>, workspace: &Workspace, notes: &mut Vec<String>) -> 
         files.push(FileEntry { path: name.to_owned(), bytes: bytes.len() as u64, sha256 });
         Ok(()) as Result<()>
     };
-    if let Some(index) = index_json(job.export.items(), job.shards)? {
+    if let Some(index) = job.export.index(job.shards)? {
         write(INDEX, index.as_bytes())?;
     }
-    write("config.json", &job.export.config()?)?;
+    if job.export.takes("config.json") {
+        write("config.json", &job.export.config()?)?;
+    }
     let mut has_card = false;
     for side in job.model.side_files(notes)? {
         let as_it_was = job.export.is_released() && side.name != "config.json";
         if !as_it_was && (WRITTEN_ANEW.contains(&&*side.name) || side.name == STORAGE_FILE) {
+            continue;
+        }
+        if !job.export.takes(&side.name) {
             continue;
         }
         has_card |= side.name == CARD;

@@ -87,12 +87,12 @@ fn stop_within(work: &Path, signal: &str) -> Option<i32> {
     panic!("{TRIES} runs finished before the signal");
 }
 
-/// `None` if the process finished first.
+/// Ends the process by a signal as soon as it is ready; `None` if it finished first.
 #[allow(clippy::option_option, reason = "finished first, ended by the signal, exit code")]
-fn stop_when(mut child: Child, signal: &str, ready: impl Fn() -> bool) -> Option<Option<i32>> {
+pub fn stop_when(mut child: Child, signal: &str, ready: impl Fn() -> bool) -> Option<Option<i32>> {
     let start = Instant::now();
     while !ready() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no bank appeared");
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing appeared");
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success(), "{status}");
             return None;

@@ -10,7 +10,7 @@ use crate::rope::{Source, rope};
 use crate::spec::{Compressed, Compression, Indexer, Pairing, Rope};
 
 /// `compress_rope_theta` where config.json has none.
-const COMPRESS_THETA: f64 = 1.6e5;
+pub(crate) const COMPRESS_THETA: f64 = 1.6e5;
 
 /// The attention of each layer.
 pub(super) fn compressed(

@@ -117,6 +117,21 @@ impl Model {
         matrix_of(tensor, &encoded).map(|(rows, cols)| [rows, cols])
     }
 
+    /// How the numbers of such a tensor are encoded; `None` of a plain one.
+    ///
+    /// # Errors
+    /// Scales that give its numbers no meaning.
+    pub fn trunk_encoding(&self, tensor: &TrunkTensor) -> Result<Option<String>> {
+        let source = self.checkpoint.tensors().get(tensor.tensor);
+        let (Some(source), Some(shape)) = (source, self.trunk_encoded(tensor)) else { return Ok(None) };
+        if let Some(codec) = self.trunk_codec(tensor) {
+            return Ok(Some(codec));
+        }
+        let found =
+            encoding(&Encoded::of(&self.checkpoint, source), Holding::plain(shape.into()), self.hints);
+        found.map(|e| Some(e.codec.name())).map_err(|e| self.at_trunk(tensor, e))
+    }
+
     /// Rows of such a tensor, decoded: `[rows.len(), cols]`.
     ///
     /// # Errors

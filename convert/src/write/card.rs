@@ -9,7 +9,11 @@ const KEPT: &[&str] = &["license", "license_name", "license_link", "language", "
 
 /// The text of a card. `base_model` is a repository on the hub, where it is known; `original` the card of the base model.
 pub fn card(export: &Export<'_>, base_model: Option<&str>, original: Option<&str>) -> String {
-    let library = if export.wish.target == Target::Mlx { "mlx" } else { "transformers" };
+    let library = match export.wish.target {
+        Target::Mlx => "mlx",
+        Target::Gguf => "llama.cpp",
+        Target::Safetensors | Target::CompressedTensors => "transformers",
+    };
     let mut text = String::from("---\n");
     if let Some(base) = base_model {
         text += &format!("base_model: {}\nbase_model_relation: quantized\n", Value::from(base));
@@ -21,6 +25,7 @@ pub fn card(export: &Export<'_>, base_model: Option<&str>, original: Option<&str
     match export.form {
         Form::Compressed => text += "- compressed-tensors\n",
         Form::Mlx => text += "- mlx\n",
+        Form::Gguf => text += "- gguf\n",
         _ => {}
     }
     text += "---\n\n";

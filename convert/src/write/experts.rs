@@ -17,6 +17,7 @@ impl Export<'_> {
                 Form::Released | Form::Plain => self.pieces(layer, n_experts)?,
                 Form::Compressed => self.per_expert(layer, n_experts)?,
                 Form::Mlx => self.stacks(layer, n_experts)?,
+                Form::Gguf => Vec::new(),
             };
             self.items.extend(items);
         }

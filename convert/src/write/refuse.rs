@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use moepack_format::{Error, Result};
 
 use super::scheme::Scheme;
-use super::{Export, Form, compressed, mlx};
+use super::{Export, Form, compressed, gguf, mlx};
 use crate::checkpoint::listed;
 
-/// The codec that every target holds.
-const CODEC: &str = "int4-g64";
-const CODECS: &[&str] = &[CODEC, "int4-g32", "mxfp4", "int8-g32"];
+/// Codecs to advise, the first that works.
+const CODECS: &[&str] = &["int4-g64", "int4-g32", "mxfp4", "int8-g32"];
+const GGML: &[&str] = &["q4_k", "iq4_nl", "bf16"];
 
 impl Export<'_> {
     /// Refuses a model that the target cannot hold as it is.
@@ -34,7 +34,7 @@ impl Export<'_> {
                     let known = first.get_or_insert_with(|| codec.clone());
                     let stacked = of_stack.entry(name).or_insert_with(|| codec.clone());
                     let why = self.refuses(&codec, shape).or_else(|| match self.form {
-                        Form::Mlx => (*stacked != codec)
+                        Form::Mlx | Form::Gguf => (*stacked != codec)
                             .then(|| format!("{stacked} is that of other experts in the same tensor")),
                         _ => (*known != codec).then(|| format!("{known} is that of other experts")),
                     });
@@ -49,6 +49,9 @@ impl Export<'_> {
 
     /// Why the target cannot hold such a matrix, if it cannot.
     fn refuses(&self, codec: &str, shape: [u64; 2]) -> Option<String> {
+        if self.form == Form::Gguf {
+            return gguf::refuses(codec, shape, self.wish.dequantize);
+        }
         let scheme = Scheme::of(codec);
         if scheme.is_none() {
             return Some("has nothing like it there".to_owned());
@@ -61,7 +64,8 @@ impl Export<'_> {
 
     fn complaint(&self, complaints: &Complaints, cols: &BTreeSet<u64>) -> Error {
         let works = |codec: &&&str| cols.iter().all(|&cols| self.refuses(codec, [1, cols]).is_none());
-        let codec = CODECS.iter().find(works).unwrap_or(&CODEC);
+        let known = if self.form == Form::Gguf { GGML } else { CODECS };
+        let codec = known.iter().find(works).or(known.first()).copied().unwrap_or_default();
         let what =
             format!("{} cannot hold these experts:{}", self.wish.target.name(), listed(&complaints.lines()));
         Error::plan(what).in_file(self.data.root()).hint(format!(

@@ -6,10 +6,13 @@ use std::ops::Range;
 use moepack_format::{Context, Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::Item;
+use super::{Export, Form, Item};
+use crate::gguf::write::file_name;
 
 /// Where files are split unless something else is asked for: what hubs like to serve.
-pub const SHARD_BYTES_DEFAULT: u64 = 5_000_000_000;
+const SHARD_BYTES: u64 = 5_000_000_000;
+/// The same of GGUF, which people like in one file: what hubs take at most, nearly.
+const GGUF_BYTES: u64 = 48_000_000_000;
 /// Headers are filled up so that numbers start at multiples of this.
 const DATA_ALIGN: usize = 8;
 
@@ -26,11 +29,41 @@ pub struct Shard {
     pub bytes: u64,
 }
 
-/// The files of these items, in order, of at most `bytes_max` of tensors each; an item that is larger gets its own.
-///
-/// # Errors
-/// Sizes beyond 64 bits.
-pub fn shards(items: &[Item], bytes_max: u64) -> Result<Vec<Shard>> {
+impl Export<'_> {
+    /// Bytes of a file unless something else is asked for.
+    pub fn shard_bytes(&self) -> u64 {
+        if self.form == Form::Gguf { GGUF_BYTES } else { SHARD_BYTES }
+    }
+
+    /// Its files, in order, of at most `bytes_max` of tensors each; an item that is larger gets its own.
+    ///
+    /// # Errors
+    /// Sizes beyond 64 bits, names said twice.
+    pub fn shards(&self, bytes_max: u64) -> Result<Vec<Shard>> {
+        match self.form {
+            Form::Gguf => self.gguf_shards(bytes_max),
+            _ => shards(&self.items, bytes_max),
+        }
+    }
+
+    /// The name of the `nth` file, from 1, of `count`.
+    pub fn shard_name(&self, nth: usize, count: usize) -> String {
+        match self.form {
+            Form::Gguf => file_name(&self.wish.name, nth, count),
+            _ => shard_name(nth, count),
+        }
+    }
+
+    /// The index of several files, where the target has one.
+    ///
+    /// # Errors
+    /// Sizes beyond 64 bits.
+    pub fn index(&self, shards: &[Shard]) -> Result<Option<String>> {
+        if self.form == Form::Gguf { Ok(None) } else { index_json(&self.items, shards) }
+    }
+}
+
+fn shards(items: &[Item], bytes_max: u64) -> Result<Vec<Shard>> {
     let mut ranges = Vec::new();
     let (mut first, mut total) = (0, 0_u64);
     for (i, item) in items.iter().enumerate() {
@@ -45,8 +78,7 @@ pub fn shards(items: &[Item], bytes_max: u64) -> Result<Vec<Shard>> {
     ranges.into_iter().map(|range| shard(items, range)).collect()
 }
 
-/// The name of the `nth` file, from 1, of `count`.
-pub fn shard_name(nth: usize, count: usize) -> String {
+fn shard_name(nth: usize, count: usize) -> String {
     if count == 1 {
         "model.safetensors".to_owned()
     } else {
@@ -55,10 +87,7 @@ pub fn shard_name(nth: usize, count: usize) -> String {
 }
 
 /// The index of several files; `None` where there is one.
-///
-/// # Errors
-/// Sizes beyond 64 bits.
-pub fn index_json(items: &[Item], shards: &[Shard]) -> Result<Option<String>> {
+fn index_json(items: &[Item], shards: &[Shard]) -> Result<Option<String>> {
     if shards.len() < 2 {
         return Ok(None);
     }

@@ -12,7 +12,7 @@ use crate::names::is_of_activations;
 use crate::spec::Part;
 
 /// Bytes copied at a time; whole numbers of any type.
-const COPY_BYTES: u64 = 4 << 20;
+pub(crate) const COPY_BYTES: u64 = 4 << 20;
 /// Numbers decoded at a time.
 const DECODED_MAX: usize = 8 << 20;
 
@@ -68,7 +68,7 @@ impl Export<'_> {
         self.data.trunk_tensors().get(at)
     }
 
-    fn known(&self, at: usize) -> Result<&TrunkTensor> {
+    pub(super) fn known(&self, at: usize) -> Result<&TrunkTensor> {
         self.tensor(at).ok_or_else(|| Error::bad_data("no such trunk tensor"))
     }
 
@@ -84,18 +84,23 @@ impl Export<'_> {
         Ok(Item { tensors, n_slices: 1, content: Content::Moved { at } })
     }
 
-    pub(super) fn moved(&self, at: usize) -> Result<Slice> {
+    /// A coded trunk matrix like a part of an expert.
+    pub(super) fn trunk_part(&self, at: usize) -> Result<CodedPart> {
         let tensor = self.known(at)?;
         let (codec, shape) = (self.data.trunk_codec(tensor), self.data.trunk_encoded(tensor));
         let [rows, cols] = shape.unwrap_or_default().map(|n| usize::try_from(n).unwrap_or(0));
-        let part = CodedPart {
+        Ok(CodedPart {
             part: Part::Gate,
             codec: moepack_quant::codec(&codec.unwrap_or_default())?,
             rows,
             cols,
             planes: self.data.trunk_planes(tensor)?,
             source: Origin::default(),
-        };
+        })
+    }
+
+    pub(super) fn moved(&self, at: usize) -> Result<Slice> {
+        let (tensor, part) = (self.known(at)?, self.trunk_part(at)?);
         let bytes = if self.form == Form::Mlx { mlx::bytes(&part) } else { compressed::bytes(&part) };
         Ok(Slice::whole(bytes.map_err(|e| self.data.at_trunk(tensor, e))?))
     }
