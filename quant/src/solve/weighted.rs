@@ -1,14 +1,21 @@
 //! `weighted`: as `rtn`, but an error in a column counts as much as that column's inputs are large.
 //!
-//! The output error of `y = W x` is `Σ_j (ŵ_ij − w_ij) x_j`; if inputs of different columns are uncorrelated, its mean
-//! square is `Σ_j (ŵ_ij − w_ij)² E[x_j²]`. So the importance of column `j` is `E[x_j²]`, measured on the tokens that
-//! were routed to this very expert.
+//! The output error of `y = W x` is `Σ_j (ŵ_ij − w_ij) x_j`; if inputs of different columns were uncorrelated, its mean
+//! square would be `Σ_j (ŵ_ij − w_ij)² E[x_j²]`, and `E[x_j²]`, measured on the tokens that were routed to this very expert, the
+//! importance of column `j`. They are correlated, and loud columns more than others, so that importance overrates them: its
+//! square root, the column's root mean square, does better at every rate and with every codec that was tried. Mean KLD
+//! of a Qwen3-MoE of 41 M weights, calibrated on 60 kB, without importance, with `E[x²]`, with its root:
+//!
+//! ```text
+//!  int2-g64 .0575 .0599 .0516    q2_k .0200 .0173 .0157    int4-g32 .00097 .00101 .00089
+//!  int3-g64 .0054 .0058 .0046    q3_k .0032 .0037 .0028    iq4_xs   .00091 .00087 .00079
+//! ```
 //!
 //! What was measured on few tokens is not believed to the letter. A column that happened to be silent still gets some
 //! weight: with `n` tokens, mean `m` over all columns, and second moments `h`,
 //!
 //! ```text
-//!  importance_j = (n · h_j + PRIOR · m) / (n + PRIOR) + FLOOR · m
+//!  importance_j = √((n · h_j / m + PRIOR) / (n + PRIOR)) + FLOOR
 //! ```
 //!
 //! An expert that saw no token has no importance at all and is rounded as `rtn` does.
@@ -62,7 +69,7 @@ fn importance(stats: &ColumnStats) -> Option<Vec<f32>> {
         return None;
     }
     let n = stats.n_tokens as f64;
-    Some(moments.map(|h| ((n * h / mean + PRIOR) / (n + PRIOR) + FLOOR) as f32).collect())
+    Some(moments.map(|h| (((n * h / mean + PRIOR) / (n + PRIOR)).sqrt() + FLOOR) as f32).collect())
 }
 
 #[cfg(test)]
@@ -77,8 +84,8 @@ mod tests {
         let few = at(1);
         assert!(few.iter().all(|&v| v > 0.8 && v < 1.5), "{few:?}");
         let many = at(1_000_000);
-        for (found, expected) in many.iter().zip([0.01, 1.01, 3.01, 0.01]) {
-            assert!((found - expected).abs() < 1e-4, "{many:?}");
+        for (found, expected) in many.iter().zip([0.01, 1.01, 1.742, 0.01]) {
+            assert!((found - expected).abs() < 5e-3, "{many:?}");
         }
     }
 
