@@ -208,7 +208,8 @@ per_isa! {
 #[inline(always)]
 fn encode_matrix_body(kind: &Kind, w: Matrix<'_>, importance: Option<&[f32]>, plane: &mut [u8]) {
     match kind.id {
-        // The type that ggml is fastest at: here the compiler may know how many groups there are, and what is not.
+        // The types that ggml is fastest at: here the compiler may know how many groups there are, and what is not.
+        Id::Q2K => encode_as(const { Kind::of(Id::Q2K) }, w, importance, plane),
         Id::Q3K => encode_as(const { Kind::of(Id::Q3K) }, w, importance, plane),
         _ => encode_as(kind, w, importance, plane),
     }
