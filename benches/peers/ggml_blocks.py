@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Our encoding of ggml's block types beside ggml's own: error with the same importance, and speed of one thread.
 
-    pip install ik-llama-cpp-python==0.1.5 gguf==0.19.0 numpy==2.4.6
+    pip install ik-llama-cpp-python==0.1.5 xllamacpp==2026.10.11549 gguf==0.19.0 numpy==2.4.6
     cargo build --release -p moepack-quant --example ggml_blocks
-    python benches/peers/ggml_blocks.py [--weights FILE.safetensors --tensor PART_OF_NAME]
+    python benches/peers/ggml_blocks.py [--weights FILE.safetensors --tensor PART_OF_NAME] [--rounds N]
 
-Both are decoded by gguf-py. Error is Σ w (x̂ − x)² / Σ w x², w the importance of the column (log-normal, or none). The
-peer is `ggml_quantize_chunk` of the library that llama-quantize uses. --weights reads bf16. Without it: N(0, 1) with columns of several sizes.
+All are decoded by gguf-py. Error is Σ w (x̂ − x)² / Σ w x², w the importance of the column (log-normal, or none). The
+peers are `ggml_quantize_chunk` of ik_llama.cpp and of llama.cpp, which their llama-quantize calls; a peer that is not
+installed is left out, and said to be. Rounds are taken in turn, the best of each counts. --weights reads bf16. Without it:
+N(0, 1) with columns of several sizes.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import subprocess
 import tempfile
@@ -24,11 +27,20 @@ OURS = Path(__file__).resolve().parents[2] / "target/release/examples/ggml_block
 NAMES = "q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs".split()
 
 
-def library():
-    import importlib.util
+def libraries():
+    """Name and library of each peer."""
+    places = {"ik": ("ik_llama_cpp", "lib/libggml.so"), "llama.cpp": ("xllamacpp", "xllamacpp.abi3.so")}
+    found = {}
+    for name, (package, file) in places.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            print(f"without {name}: {package} is not installed")
+            continue
+        found[name] = prepare(ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / file)))
+    return found
 
-    root = Path(importlib.util.find_spec("ik_llama_cpp").submodule_search_locations[0])
-    lib = ctypes.CDLL(str(root / "lib" / "libggml.so"))
+
+def prepare(lib):
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
     # Fills the table that f16 is looked up in.
@@ -86,28 +98,43 @@ def read(path, part):
     return np.concatenate(found)
 
 
+def rounds(libs, data, importance, n):
+    """Blocks and best seconds of each type, by who made them."""
+    best = {}
+    for _ in range(n):
+        made = {("ours", name): found for name, found in ours(data, importance).items()}
+        for peer, lib in libs.items():
+            made |= {(peer, name): theirs(lib, gguf.GGMLQuantizationType[name.upper()], data, importance) for name in NAMES}
+        best = {key: min(made[key], best.get(key, made[key]), key=lambda m: m[1]) for key in made}
+    return best
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights")
     parser.add_argument("--tensor")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     random = np.random.default_rng(1)
     if args.weights:
         data = read(args.weights, args.tensor)
     else:
         data = (random.normal(size=(512, 2048)) * np.exp(random.normal(size=2048) * 0.3)).astype(np.float32)
-    lib = library()
+    libs = libraries()
     for what in ["none", "log-normal"]:
         importance = None if what == "none" else np.exp(random.normal(size=data.shape[1])).astype(np.float32)
-        print(f"{data.shape} weights, importance {what}\n{'type':8} {'ours':>10} {'ggml':>10} {'ratio':>6}  speed, Mw/s: ours ggml ratio")
-        mine = ours(data, importance)
+        print(f"{data.shape} weights, importance {what}\n{'':8} {'error':>10} {'Mw/s':>7}" + "".join(f"  over {p}'s: error speed" for p in libs))
+        best = rounds(libs, data, importance, args.rounds)
         for name in NAMES:
             kind = gguf.GGMLQuantizationType[name.upper()]
-            peer, peer_seconds = theirs(lib, kind, data, importance)
-            blocks, seconds = mine[name]
-            a, b = error(blocks, kind, data, importance), error(peer, kind, data, importance)
-            speed = data.size / 1e6
-            print(f"{name:8} {a:10.4e} {b:10.4e} {a / b:6.3f}  {speed / seconds:6.1f} {speed / peer_seconds:6.1f} {peer_seconds / seconds:6.1f}")
+            blocks, seconds = best["ours", name]
+            mine = error(blocks, kind, data, importance)
+            line = f"{name:8} {mine:10.4e} {data.size / 1e6 / seconds:7.1f}"
+            for peer in libs:
+                blocks, peer_seconds = best[peer, name]
+                ratio = mine / error(blocks, kind, data, importance)
+                line += f"{ratio:{len(peer) + 15}.3f} {peer_seconds / seconds:5.1f}"
+            print(line)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ pub mod kinds;
 pub mod levels;
 pub mod mxfp4;
 
-use kinds::{KINDS, Kind, Mins, Parts, SUPER_BLOCK};
+use kinds::{Id, KINDS, Kind, Mins, Parts, SUPER_BLOCK};
 
 /// Row of the table: blocks of 32.
 pub const LEGACY: CodecFamily = CodecFamily {
@@ -121,9 +121,15 @@ impl Codec for Ggml {
     fn encode(&self, isa: Isa, w: Matrix<'_>, importance: Option<&[f32]>) -> Result<Planes> {
         let bytes = self.planes(w.rows, w.cols)?.iter().map(PlaneSpec::bytes).sum::<Result<u64>>()?;
         check_input(isa, w, importance, Reach { codec: self.name(), largest: self.reach() })?;
-        let importance = importance.map(|i| normalise(i, self.0.block));
+        let importance =
+            importance.map(|i| normalise(i, self.0.block)).filter(|i| i.iter().any(|&v| v != 1.0));
         let mut plane = vec![0; bytes as usize];
-        encode_matrix(isa, self.0, w, importance.as_deref(), &mut plane);
+        let importance = importance.as_deref();
+        if fit::alike::takes(self.0, importance.is_some()) {
+            encode_alike(isa, isa, self.0, w.data, importance, &mut plane);
+        } else {
+            encode_matrix(isa, self.0, w, importance, &mut plane);
+        }
         Ok(vec![plane])
     }
 
@@ -176,6 +182,15 @@ per_isa! {
     fn encode_matrix(kind: &Kind, w: Matrix<'_>, importance: Option<&[f32]>, plane: &mut [u8]) = encode_matrix_body;
 }
 per_isa! {
+    fn encode_alike(
+        level: Isa,
+        kind: &Kind,
+        data: &[f32],
+        importance: Option<&[f32]>,
+        plane: &mut [u8],
+    ) = fit::alike::encode;
+}
+per_isa! {
     fn decode_blocks(kind: &Kind, blocks: &[u8], out: &mut [f32]) = decode_blocks_body;
 }
 per_isa! {
@@ -190,44 +205,51 @@ per_isa! {
     ) = round_column_body;
 }
 
-/// Sixteen groups at a time: one block of sixteen groups, two of eight, or sixteen of one.
 #[inline(always)]
 fn encode_matrix_body(kind: &Kind, w: Matrix<'_>, importance: Option<&[f32]>, plane: &mut [u8]) {
+    match kind.id {
+        // The types that ggml is fastest at: here the compiler may know how many groups there are, and what is not.
+        Id::Q2K => encode_as(const { Kind::of(Id::Q2K) }, w, importance, plane),
+        Id::Q3K => encode_as(const { Kind::of(Id::Q3K) }, w, importance, plane),
+        _ => encode_as(kind, w, importance, plane),
+    }
+}
+
+/// Sixteen groups at a time: one block of sixteen groups, two of eight, or sixteen of one.
+#[inline(always)]
+fn encode_as(kind: &Kind, w: Matrix<'_>, importance: Option<&[f32]>, plane: &mut [u8]) {
     let groups = Groups { rows: w.rows, cols: w.cols, size: kind.group };
     let mut x = [Lanes::ZERO; 32];
     let mut weights = [Lanes::splat(1.0); 32];
     let (x, weights) = (&mut x[..kind.group], &mut weights[..kind.group]);
+    let mut parts = Parts::EMPTY;
     let n_blocks = LANES / kind.n_groups();
     let data = w.data.chunks(n_blocks * kind.block);
     let planes = plane.chunks_mut(n_blocks * kind.block_bytes);
     for (first, (data, plane)) in (0..).step_by(LANES).zip(data.zip(planes)) {
         groups.load(w, first, x);
-        if let Some(importance) = importance {
-            groups.load_importance(importance, first, weights);
-        }
-        let fit = fit::fit(kind, x, weights);
+        let fit = match importance {
+            None => fit::fit::<true>(kind, x, weights),
+            Some(importance) => {
+                groups.load_importance(importance, first, weights);
+                fit::fit::<false>(kind, x, weights)
+            }
+        };
+        let (by, low) = fit.inverse_factors();
         let blocks = data.chunks_exact(kind.block).zip(plane.chunks_exact_mut(kind.block_bytes));
         for (lane, (numbers, block)) in (0..).step_by(kind.n_groups()).zip(blocks) {
-            write_block(kind, &fit, lane, numbers, block);
+            (parts.d, parts.dmin) = fit.block(lane);
+            for g in 0..kind.n_groups() {
+                (parts.scales[g], parts.mins[g]) = fit.group(lane + g);
+                let (by, low) = (by.0[lane + g], low.0[lane + g]);
+                let codes = &mut parts.codes[g * kind.group..][..kind.group];
+                for (code, &v) in codes.iter_mut().zip(&numbers[g * kind.group..][..kind.group]) {
+                    *code = kind.levels.code((v + low) * by);
+                }
+            }
+            parts.write(kind, block);
         }
     }
-}
-
-/// Rounds the numbers of the block whose groups begin at a lane.
-#[inline(always)]
-fn write_block(kind: &Kind, fit: &fit::Fit, lane: usize, numbers: &[f32], block: &mut [u8]) {
-    let mut parts = Parts::EMPTY;
-    (parts.d, parts.dmin) = fit.block(lane);
-    for g in 0..kind.n_groups() {
-        (parts.scales[g], parts.mins[g]) = fit.group(lane + g);
-        let (scale, min) = parts.factors(g);
-        let by = fit::inverse(scale);
-        let codes = &mut parts.codes[g * kind.group..][..kind.group];
-        for (code, &v) in codes.iter_mut().zip(&numbers[g * kind.group..][..kind.group]) {
-            *code = kind.levels.code((v + min) * by);
-        }
-    }
-    parts.write(kind, block);
 }
 
 #[inline(always)]

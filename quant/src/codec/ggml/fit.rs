@@ -19,6 +19,7 @@ use super::levels::{Levels, Nearest};
 use crate::codec::lanes::{LANES, Lanes, clamp, round};
 use crate::minifloat::{F16_MAX, f16_to_f32, f32_to_f16};
 
+pub(super) mod alike;
 mod free;
 
 /// What was found for each of sixteen groups; block numbers stand in each lane of the block.
@@ -44,18 +45,25 @@ impl Fit {
         (self.scale.0[l] as i32 as i8, self.min.0[l] as i32 as i8)
     }
 
+    /// What numbers are multiplied by, after the minimum was added to them, to become levels; and that minimum.
+    #[inline(always)]
+    pub fn inverse_factors(&self) -> (Lanes, Lanes) {
+        let (wide, low) = self.factors();
+        (wide.map(inverse), low)
+    }
+
     #[inline(always)]
     fn factors(&self) -> (Lanes, Lanes) {
         (self.d.zip(self.scale, |d, s| d * s), self.dmin.zip(self.min, |d, m| d * m))
     }
 }
 
-/// Fits sixteen groups: `x[i]` is number `i` of each, `w[i]` its weight.
+/// Fits sixteen groups: `x[i]` is number `i` of each, `w[i]` its weight, which is 1 if all are `ALIKE`.
 #[inline(always)]
-pub(super) fn fit(kind: &Kind, x: &[Lanes], w: &[Lanes]) -> Fit {
+pub(super) fn fit<const ALIKE: bool>(kind: &Kind, x: &[Lanes], w: &[Lanes]) -> Fit {
     match kind.levels {
-        Levels::Linear(levels) => Problem { kind, x, w, levels }.solve(),
-        Levels::Table(levels) => Problem { kind, x, w, levels }.solve(),
+        Levels::Linear(levels) => Problem::<_, ALIKE> { kind, x, w, levels }.solve(),
+        Levels::Table(levels) => Problem::<_, ALIKE> { kind, x, w, levels }.solve(),
     }
 }
 
@@ -70,7 +78,7 @@ const STEPS: [f32; 3] = [0.0, -1.0, 1.0];
 const STEPS_FINE: [f32; 7] = [0.0, -1.0, 1.0, -2.0, 2.0, -3.0, 3.0];
 
 /// Sixteen groups to fit.
-struct Problem<'a, L> {
+struct Problem<'a, L, const ALIKE: bool> {
     kind: &'a Kind,
     x: &'a [Lanes],
     w: &'a [Lanes],
@@ -87,7 +95,7 @@ struct Sums {
     xq: Lanes,
 }
 
-impl<L: Nearest> Problem<'_, L> {
+impl<L: Nearest, const ALIKE: bool> Problem<'_, L, ALIKE> {
     #[inline(always)]
     fn solve(&self) -> Fit {
         let (scale, min) = self.free();
@@ -218,9 +226,10 @@ impl<L: Nearest> Problem<'_, L> {
         let mut error = Lanes::ZERO;
         for (x, w) in self.x.iter().zip(self.w) {
             for l in 0..LANES {
-                let x = x.0[l] + low.0[l];
-                let e = x - self.levels.nearest(x * inverse.0[l]) * wide.0[l];
-                error.0[l] += w.0[l] * (e * e);
+                let x = self.above(x.0[l], low.0[l]);
+                let e = self.levels.nearest(x * inverse.0[l]).mul_add(-wide.0[l], x);
+                let we = if ALIKE { e } else { w.0[l] * e };
+                error.0[l] = we.mul_add(e, error.0[l]);
             }
         }
         error
@@ -239,17 +248,23 @@ impl<L: Nearest> Problem<'_, L> {
             Sums { one: Lanes::ZERO, x: Lanes::ZERO, q: Lanes::ZERO, qq: Lanes::ZERO, xq: Lanes::ZERO };
         for (x, w) in self.x.iter().zip(self.w) {
             for l in 0..LANES {
-                let (x, w) = (x.0[l] + low.0[l], w.0[l]);
+                let (x, w) = (self.above(x.0[l], low.0[l]), w.0[l]);
                 let q = self.levels.nearest(x * inverse.0[l]);
-                let wq = w * q;
-                s.one.0[l] += w;
-                s.x.0[l] += w * x;
+                let wq = if ALIKE { q } else { w * q };
+                s.one.0[l] += if ALIKE { 1.0 } else { w };
+                s.x.0[l] = if ALIKE { s.x.0[l] + x } else { w.mul_add(x, s.x.0[l]) };
                 s.q.0[l] += wq;
-                s.qq.0[l] += wq * q;
-                s.xq.0[l] += wq * x;
+                s.qq.0[l] = wq.mul_add(q, s.qq.0[l]);
+                s.xq.0[l] = wq.mul_add(x, s.xq.0[l]);
             }
         }
         s
+    }
+
+    /// `x + low`, where there are minimums.
+    #[inline(always)]
+    fn above(&self, x: f32, low: f32) -> f32 {
+        if self.kind.mins == Mins::None { x } else { x + low }
     }
 
     /// The sum over the lanes of a block, in each of them.
@@ -260,7 +275,9 @@ impl<L: Nearest> Problem<'_, L> {
 
     /// Combines the lanes of a block pair by pair, then pairs of pairs: `f` must not care which comes first.
     #[inline(always)]
-    fn over_block(&self, mut v: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
+    fn over_block(&self, v: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
+        // Through memory: else the compiler sorts the lanes of the loops before by the order of this tree.
+        let mut v = std::hint::black_box(v);
         let mut distance = 1;
         while distance < self.kind.n_groups() {
             let from = v;

@@ -175,6 +175,15 @@ pub const KINDS: &[Kind] = &[
 ];
 
 impl Kind {
+    /// The block type of that name.
+    pub(super) const fn of(id: Id) -> &'static Kind {
+        let mut i = 0;
+        while KINDS[i].id as u8 != id as u8 {
+            i += 1;
+        }
+        &KINDS[i]
+    }
+
     /// Groups a block.
     #[inline(always)]
     pub fn n_groups(&self) -> usize {

@@ -13,7 +13,7 @@ pub enum Levels {
 
 impl Levels {
     pub(super) const fn linear(lo: i16, hi: i16) -> Levels {
-        Levels::Linear(Linear { base: lo as f32, code_of_zero: -lo as u8, lo: lo as f32, hi: hi as f32 })
+        Levels::Linear(Linear::new(lo, hi))
     }
 
     /// The same codes, but the lowest is never written.
@@ -65,9 +65,15 @@ pub(super) trait Nearest: Copy {
 pub struct Linear {
     /// What code 0 stands for.
     pub(super) base: f32,
-    code_of_zero: u8,
+    pub(super) code_of_zero: u8,
     pub(super) lo: f32,
     pub(super) hi: f32,
+}
+
+impl Linear {
+    pub(super) const fn new(lo: i16, hi: i16) -> Linear {
+        Linear { base: lo as f32, code_of_zero: -lo as u8, lo: lo as f32, hi: hi as f32 }
+    }
 }
 
 impl Nearest for Linear {

@@ -49,13 +49,21 @@ pub(in crate::codec::ggml) fn write(id: Id, parts: &Parts, block: &mut [u8]) {
     if matches!(id, Id::Q4_1 | Id::Q5_1) {
         put_half(head, 2, parts.dmin);
     }
-    if matches!(id, Id::Q5_0 | Id::Q5_1) {
-        let bit = |(i, c): (usize, &u8)| u32::from(c >> 4 & 1) << i;
-        let fifth = parts.codes[..32].iter().enumerate().map(bit).sum::<u32>();
-        if let Some(last) = head.last_chunk_mut() {
-            *last = fifth.to_le_bytes();
-        }
+    if matches!(id, Id::Q5_0 | Id::Q5_1)
+        && let Some(last) = head.last_chunk_mut::<4>()
+    {
+        let eights = parts.codes.as_chunks::<8>().0;
+        last.iter_mut().zip(eights).for_each(|(last, codes)| *last = fifth_bits(*codes));
     }
+}
+
+/// Bit 4 of eight codes.
+#[inline(always)]
+fn fifth_bits(codes: [u8; 8]) -> u8 {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    // The product moves bit 8 i to bit 56 + i; no two of its terms meet.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    ((u64::from_le_bytes(codes) >> 4 & LOW).wrapping_mul(GATHER) >> 56) as u8
 }
 
 #[inline(always)]

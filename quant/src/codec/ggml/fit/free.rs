@@ -62,7 +62,7 @@ impl Best {
     }
 }
 
-impl<L: Nearest> Problem<'_, L> {
+impl<L: Nearest, const ALIKE: bool> Problem<'_, L, ALIKE> {
     /// Scale `D` and minimum `M` of each group, numbers being `D q − M`.
     #[inline(always)]
     pub(super) fn free(&self) -> (Lanes, Lanes) {
