@@ -1,7 +1,7 @@
 //! What becomes of the trunk: matrices that are coded, everything else as it was released.
 //!
-//! A recipe may name one codec for the matrices of attention, dense MLPs and shared experts. Routers, norms, biases, sinks
-//! and whatever else is small decides much and saves nothing, so it is never touched. Embedding and head are not either:
+//! A recipe may name one codec for the matrices of attention and what stands in its place, dense MLPs and shared experts.
+//! Routers, norms, biases, sinks and whatever else is small decides much and saves nothing, so it is never touched. Embedding and head are not either:
 //! they are the widest matrices of a model, of which the first is a table of which a token reads one row and the second
 //! makes the logits that drift is measured on. A matrix stays as it was released where the codec cannot hold its shape
 //! or would take no fewer bytes, so that an FP8 trunk is not widened to int8.
