@@ -1,8 +1,11 @@
 //! The experts of one layer: each read, run, coded and recorded, on any thread and in a fixed order.
 
+use std::ops::Range;
+use std::path::Path;
+
 use moepack_convert::{CodedExpert, Model};
-use moepack_format::bank::{Bank, bank_name};
-use moepack_format::{Error, Kind, Result};
+use moepack_format::bank::Bank;
+use moepack_format::Result;
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
@@ -13,20 +16,17 @@ use crate::engine::coder::{Coded, Coder, Learnt};
 use crate::engine::evidence::{self, Pool};
 use crate::engine::pair::{Pair, PairDelta, PairOutput, PairPass, PairSums};
 use crate::engine::stats::{ExpertStats, Stats};
-use crate::engine::workspace::Workspace;
-use crate::engine::writer::{BankSink, LayerNote, layer_note};
+use crate::engine::writer::{BankSink, Written};
 use crate::progress::Progress;
 use crate::recipe::{Choices, Recipe};
 use crate::session::Session;
 
-/// One layer's experts and what is to be done with them.
+/// One layer's experts, or some of them, and what is to be done with them.
 pub struct ExpertWork<'a> {
     /// Instruction set of the kernels.
     pub isa: Isa,
     /// Threads, stop.
     pub session: &'a Session,
-    /// Where the bank goes.
-    pub workspace: &'a Workspace,
     /// Told of each expert.
     pub progress: &'a Progress,
     /// The checkpoint.
@@ -41,18 +41,27 @@ pub struct ExpertWork<'a> {
     pub n_planes: usize,
     /// The layer.
     pub layer: usize,
-    /// Its routed experts.
-    pub n_experts: usize,
+    /// Which of its routed experts.
+    pub experts: Range<usize>,
     /// Rows of their gates.
     pub inter: usize,
 }
 
-/// What a layer's experts leave: the bank, and what they add to the texts on the way.
-pub type LayerDone = (LayerNote, Option<Delta>, Option<PairDelta>);
+/// Where a layer's experts go.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// Into a file of this name.
+    New(&'a Path),
+    /// They are in this bank from an earlier run, and are read instead of coded.
+    Finished(&'a Path),
+}
+
+/// What a layer's experts leave: the bank, if it is new, and what they add to the texts on the way.
+pub type LayerDone = (Option<Written>, Option<Delta>, Option<PairDelta>);
 
 impl ExpertWork<'_> {
-    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. With `finished`, the bank is there from an earlier
-    /// run and its experts are read instead of coded.
+    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. What experts add to the texts is known where all
+    /// of the layer's have run.
     ///
     /// # Errors
     /// What cannot be read, coded or written; a requested stop.
@@ -61,62 +70,52 @@ impl ExpertWork<'_> {
         trunk: Option<[&LayerWeights; 2]>,
         calibration: Option<&Calibration>,
         pair: Option<&Pair>,
-        finished: Option<LayerNote>,
+        place: Place<'_>,
     ) -> Result<LayerDone> {
         let weights = trunk.map(|[weights, _]| weights);
         let calibrating = calibration.zip(weights).map(|(c, w)| c.route(w)).transpose()?;
         let pairing = pair.zip(trunk).map(|(p, [own, coded])| p.route(own, coded)).transpose()?;
         let solver = solver(&self.recipe.solver)?;
         let coder = Coder { isa: self.isa, choices: self.choices, solver };
-        let with_pool = calibrating.as_ref().filter(|_| finished.is_none());
-        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.n_experts));
+        let with_pool = calibrating.as_ref().filter(|_| matches!(place, Place::New(_)));
+        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.experts.clone()));
         let turns = Turns {
             work: self,
             coder,
             pool: with_pool.map(|pass| Pool::of(self.isa, pass, pass.width(), self.inter)).transpose()?,
             stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
-            bank: finished.as_ref().map(|_| self.open_bank()).transpose()?,
+            bank: if let Place::Finished(path) = place { Some(Bank::open(path)?) } else { None },
             weights,
             calibrating: calibrating.as_ref(),
             pairing: pairing.as_ref(),
         };
         let mut taken = Taken {
-            bank: if finished.is_none() { Some(self.create_bank()?) } else { None },
-            calibration: calibrating.as_ref().map(RoutedSum::new),
+            bank: if let Place::New(path) = place { Some(self.create_bank(path)?) } else { None },
+            calibration: calibrating.as_ref().filter(|_| self.are_all()).map(RoutedSum::new),
             pair: pairing.as_ref().map(|p| p.sums(self.layer)),
             usage: calibrating.as_ref().map(|_| Vec::new()),
         };
         ordered(
-            self.n_experts,
-            |expert| turns.take(expert),
-            |expert, turn| {
+            self.experts.len(),
+            |i| turns.take(self.experts.start + i),
+            |_, turn| {
                 self.progress.add(turn.source_bytes, 1);
-                taken.add(expert, &turn)
+                taken.add(&turn)
             },
         )?;
-        let note = match (taken.bank, finished) {
-            (Some(bank), _) => self.finish_bank(bank, taken.usage)?,
-            (None, Some(note)) => note,
-            (None, None) => return Err(Error::new(Kind::Io, "a finished bank without its note")),
-        };
+        let written = taken.bank.map(|bank| bank.finish(taken.usage)).transpose()?;
         let delta = calibrating.as_ref().zip(taken.calibration).map(|(p, sum)| p.finish(sum)).transpose()?;
         let paired = pairing.as_ref().zip(taken.pair).map(|(p, sums)| p.finish(sums)).transpose()?;
-        Ok((note, delta, paired))
+        Ok((written, delta, paired))
     }
 
-    fn create_bank(&self) -> Result<BankSink> {
-        BankSink::create(self.workspace.dir(), self.layer, self.n_experts, self.recipe.align, self.n_planes)
+    fn create_bank(&self, path: &Path) -> Result<BankSink> {
+        BankSink::create(path, self.layer, self.experts.len(), self.recipe.align, self.n_planes)
     }
 
-    fn finish_bank(&self, bank: BankSink, usage: Option<Vec<u64>>) -> Result<LayerNote> {
-        let note = bank.finish(usage)?;
-        self.workspace.leave_note(&layer_note(self.layer), &note)?;
-        Ok(note)
-    }
-
-    fn open_bank(&self) -> Result<Bank> {
-        let id = u32::try_from(self.layer).unwrap_or(u32::MAX);
-        Bank::open(&self.workspace.dir().join(bank_name(id)))
+    /// Whether these are all experts of the layer.
+    fn are_all(&self) -> bool {
+        self.model.spec().moe(self.layer).is_some_and(|moe| self.experts == (0..moe.n_experts))
     }
 }
 
@@ -202,9 +201,9 @@ struct Taken<'p> {
 }
 
 impl Taken<'_> {
-    fn add(&mut self, expert: usize, turn: &Turn) -> Result<()> {
+    fn add(&mut self, turn: &Turn) -> Result<()> {
         if let Some(bank) = &mut self.bank {
-            bank.write(expert, &turn.coded)?;
+            bank.write(&turn.coded)?;
         }
         if let (Some(sum), Some(output)) = (&mut self.calibration, &turn.calibrated) {
             sum.add(output);

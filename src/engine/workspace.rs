@@ -245,7 +245,7 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn host() -> String {
+pub(crate) fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "this host".into(), |h| h.trim().to_owned())
 }
@@ -255,12 +255,12 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     list.map_err(|e| Error::io(&e, "list", dir))
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(&e, "fsync the directory", dir))
 }
 
 /// Renames the finished directory. An old bundle is exchanged in one step and removed afterwards.
-fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<()> {
     let cwd = rustix::fs::CWD;
     if overwrite && to.exists() {
         rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::EXCHANGE)
@@ -276,7 +276,7 @@ fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<()> {
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(&e, "read", path)),
@@ -290,7 +290,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
 }
 
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text =
         serde_json::to_vec_pretty(value).map_err(|e| Error::new(Kind::Io, e.to_string())).in_file(path)?;
     atomic::write_file(path, &text)
