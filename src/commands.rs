@@ -14,11 +14,13 @@ pub mod completions;
 pub mod convert;
 pub mod inspect;
 pub mod man;
+pub mod merge;
 pub mod options;
 pub mod perplexity;
 pub mod plan;
 pub mod quantize;
 pub mod verify;
+pub mod worker;
 
 /// Every command, in the order of the help.
 pub const COMMANDS: &[Command] = &[
@@ -32,6 +34,8 @@ pub const COMMANDS: &[Command] = &[
     check::COMMAND,
     convert::COMMAND,
     bench::COMMAND,
+    worker::COMMAND,
+    merge::COMMAND,
     completions::COMMAND,
     man::COMMAND,
 ];

@@ -166,21 +166,26 @@ impl Budget {
     /// Kind `Temporary`, with what is needed and what is free.
     pub fn check_space(&self, target: &Path) -> Result<()> {
         let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Where the system does not tell, the run finds out.
-        let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
-        if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
-            return Err(Error::new(Kind::CannotCreate, "the file system is read-only").in_file(dir));
-        }
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        if free < self.bundle_bytes {
-            let what =
-                format!("the bundle takes about {}, {} are free", human(self.bundle_bytes), human(free));
-            return Err(Error::new(Kind::Temporary, what)
-                .in_file(dir)
-                .hint("free some space, or write elsewhere"));
-        }
-        Ok(())
+        check_free(dir, self.bundle_bytes, "the bundle")
     }
+}
+
+/// Refuses to begin where `what`, which takes so many bytes, does not fit the disk.
+///
+/// # Errors
+/// Kind `Temporary`, with what is needed and what is free.
+pub fn check_free(dir: &Path, bytes: u64, what: &str) -> Result<()> {
+    // Where the system does not tell, the run finds out.
+    let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
+    if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Err(Error::new(Kind::CannotCreate, "the file system is read-only").in_file(dir));
+    }
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free >= bytes {
+        return Ok(());
+    }
+    let what = format!("{what} takes about {}, {} are free", human(bytes), human(free));
+    Err(Error::new(Kind::Temporary, what).in_file(dir).hint("free some space, or write elsewhere"))
 }
 
 /// Headers and catalog; an expert has up to nine tensors.

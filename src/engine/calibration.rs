@@ -28,6 +28,16 @@ impl Calibration {
         Ok(Calibration { isa, windows, stream })
     }
 
+    /// Goes on between two layers with a stream that was stored there.
+    pub fn resume(isa: Isa, windows: Windows, stream: Stream) -> Calibration {
+        Calibration { isa, windows, stream }
+    }
+
+    /// The stream as it is.
+    pub fn into_stream(self) -> Stream {
+        self.stream
+    }
+
     /// Runs the layer's attention, and its MLP where that is dense.
     ///
     /// # Errors

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use moepack_convert::{CodedExpert, Model};
-use moepack_format::bank::Bank;
 use moepack_format::Result;
+use moepack_format::bank::Bank;
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;

@@ -188,11 +188,7 @@ pub fn layer_note(layer: usize) -> String {
 ///
 /// # Errors
 /// What cannot be read or written.
-pub fn write_side_files(
-    model: &Model,
-    dir: &Path,
-    notes: &mut Vec<String>,
-) -> Result<Vec<FileEntry>> {
+pub fn write_side_files(model: &Model, dir: &Path, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
     let mut entries = Vec::new();
     for side in model.side_files(notes)? {
         let target = dir.join(&side.name);
