@@ -27,4 +27,6 @@ pub mod publish;
 pub mod reports;
 pub mod source;
 pub mod split;
+pub mod status;
+pub mod submit;
 pub mod worker;

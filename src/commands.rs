@@ -19,6 +19,8 @@ pub mod options;
 pub mod perplexity;
 pub mod plan;
 pub mod quantize;
+pub mod status;
+pub mod submit;
 pub mod verify;
 pub mod worker;
 
@@ -36,6 +38,8 @@ pub const COMMANDS: &[Command] = &[
     bench::COMMAND,
     worker::COMMAND,
     merge::COMMAND,
+    status::COMMAND,
+    submit::COMMAND,
     completions::COMMAND,
     man::COMMAND,
 ];

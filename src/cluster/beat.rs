@@ -29,10 +29,9 @@ pub struct Beat {
     pub shard: usize,
     /// How many times it was begun.
     pub attempt: u64,
-    /// Host of the worker.
-    pub host: String,
-    /// Process of the worker.
-    pub pid: u32,
+    /// The worker.
+    #[serde(flatten)]
+    pub who: Who,
     /// What it does.
     pub state: State,
     /// What it waits for, or why it ended.
@@ -146,8 +145,7 @@ impl Heart {
             plan: plan.to_owned(),
             shard,
             attempt: 1 + earlier.map_or(0, |b| b.attempt),
-            host: who.host.clone(),
-            pid: who.pid,
+            who: who.clone(),
             state: State::Running,
             message: None,
             experts_done: 0,

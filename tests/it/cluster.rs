@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Run, assert_same, fixture, moepack, succeeds, text};
+use crate::support::{Run, assert_same, fixture, moepack, moepack_with, succeeds};
 
 mod accidents;
 mod calibrated;
+mod submitted;
 
 /// A model of 3 layers of 16 experts behind a dense one.
 pub fn tiny() -> String {
@@ -74,7 +75,7 @@ fn a_job_may_be_cut_into_any_number_of_shards() {
 fn a_budget_met_on_one_machine_is_met_by_many() {
     let dir = tempfile::tempdir().unwrap();
     // Filled up in the manifest, with a coded trunk.
-    let args = ["--target-size", "2200KiB", "--trunk-codec", "int8"];
+    let args = ["--target-size", "3400KiB", "--trunk-codec", "int8"];
     succeeds(dir.path(), &[&["quantize", &tiny(), "-o", "one"], &args[..]].concat());
     same_bytes(dir.path(), 6, &args);
 }
@@ -87,7 +88,7 @@ fn every_engine_tells_a_worker_its_shard() {
     let auto = |environment: &[(&str, &str)], offset: &str| {
         let args =
             ["worker", "--plan", "p/plan.json", "--shard", "auto", "--shard-offset", offset, "--json", "-q"];
-        crate::support::moepack_with(at, environment, &args)
+        moepack_with(at, environment, &args)
     };
     let shard = |run: &Run| serde_json::from_str::<Value>(&run.stdout).unwrap()["shard"].as_u64().unwrap();
     assert_eq!(shard(&auto(&[("SLURM_ARRAY_TASK_ID", "1")], "0")), 1);
