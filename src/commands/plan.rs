@@ -9,10 +9,12 @@ use moepack_format::{Error, Result};
 use moepack_quant::solve::solver;
 use serde::Serialize;
 
+use self::cluster::ClusterArgs;
 use super::options::{Calibrated, Given, OpenArgs, RecipeArgs};
 use super::quantize::check_places;
 use super::{Command, parse};
 use crate::cluster::make;
+use crate::cluster::nodes::{Node, Row};
 use crate::engine::budget::{Budget, within_memory};
 use crate::engine::prediction::{Prediction, predict};
 use crate::engine::sizes::{PartSizes, Sizes};
@@ -24,6 +26,8 @@ use crate::session::Session;
 use crate::size::human;
 use crate::text::{WindowArgs, windows_of_text};
 
+mod cluster;
+
 /// The table row.
 pub const COMMAND: Command = Command {
     name: "plan",
@@ -32,6 +36,7 @@ pub const COMMAND: Command = Command {
         "moepack plan Qwen3-30B-A3B --codec int4-g64",
         "moepack plan Qwen3-30B-A3B --codec int3-g64 -o recipe.toml",
         "moepack plan DeepSeek-V4-Pro --bits 2.5 --calibrate calib.txt -o v4.plan",
+        "moepack plan DeepSeek-V4-Pro --bits 2.5 --solver gptq --calibration-tokens 131072 --nodes 1,16,128",
     ],
     args: Arguments::augment_args,
     run: |matches, session| run(&parse(matches)?, session),
@@ -67,21 +72,6 @@ struct Arguments {
     open: OpenArgs,
 }
 
-/// How a job is cut into shards.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "For more than one machine")]
-struct ClusterArgs {
-    /// Cut the job into so many shards [default: the trunk, and each layer's experts]
-    #[arg(long, value_name = "N", visible_alias = "bundle-shards")]
-    shards: Option<usize>,
-    /// Cut the calibration text into so many units, which are pushed through the model side by side [default: 16]
-    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u16).range(1..))]
-    calibration_shards: Option<u16>,
-    /// `merge` leaves the stored activations of the calibration text
-    #[arg(long)]
-    keep_activations: bool,
-}
-
 #[derive(Debug, Serialize)]
 struct Report {
     schema: &'static str,
@@ -97,6 +87,10 @@ struct Report {
     kld_mean: f64,
     kld_basis: &'static str,
     parts: Vec<PartReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<Node>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -153,8 +147,11 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         let plan = session.in_pool(|| make::make(&job, path, args.overwrite, &session.stop))?;
         say(&format!("plan written to {}: {} shards, id {}", path.display(), plan.shards.len(), plan.id));
     }
-    let report = report(args, sizes, &prediction);
-    if session.json { print_json(&report) } else { print(&text(&report)) }
+    let (node, nodes) = cluster::rows(&args.cluster, &model, &prepared, calibration)?;
+    let on_nodes = cluster::text(&node, &nodes);
+    let node = (!nodes.is_empty()).then_some(node);
+    let report = Report { node, nodes, ..report(args, sizes, &prediction) };
+    if session.json { print_json(&report) } else { print(&(text(&report) + &on_nodes)) }
 }
 
 /// The recipe file and the plan that are asked for, at most one of both.
@@ -200,6 +197,8 @@ fn report(args: &Arguments, sizes: &Sizes, prediction: &Prediction) -> Report {
                 bpw: bits_each(p.bytes, p.weights),
             })
             .collect(),
+        node: None,
+        nodes: Vec::new(),
     }
 }
 

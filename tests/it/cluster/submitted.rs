@@ -78,8 +78,15 @@ fn slurm_scripts_say_what_is_missing() {
         Some(0)
     );
     // Without Slurm nothing can be submitted, and that is said.
-    let run = moepack_with(at, &[("PATH", "/nowhere")], &["submit", "--plan", "p 1", "--engine", "slurm"]);
-    assert!(run.code == Some(66) || run.code == Some(127), "{:?} {}", run.code, run.stderr);
+    std::os::unix::fs::symlink("/bin/sh", at.join("sh")).unwrap();
+    let path = at.display().to_string();
+    let run = moepack_with(at, &[("PATH", &path)], &["submit", "--plan", "p 1", "--engine", "slurm"]);
+    assert!(
+        run.code == Some(66) && run.stderr.contains("cannot run sbatch"),
+        "{:?} {}",
+        run.code,
+        run.stderr
+    );
 }
 
 #[test]
