@@ -72,6 +72,14 @@ mod tests {
     }
 
     #[test]
+    fn the_page_has_the_table() {
+        let page = include_str!("../../docs/cluster.md");
+        let rows = VARIABLES.iter().map(|(name, first, who)| format!("| `{name}` | {first} | {who} |\n"));
+        let table: String = rows.collect();
+        assert!(page.contains(&table), "docs/cluster.md lacks\n{table}");
+    }
+
+    #[test]
     fn what_is_no_number_is_wrong_usage() {
         for (asked, set) in [
             ("auto", &[][..]),

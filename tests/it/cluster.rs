@@ -44,9 +44,9 @@ pub fn shuffled(n: usize) -> Vec<usize> {
 }
 
 /// Cuts a job into so many shards, does them in some order, and compares the bundle with a run on one machine.
-fn same_bytes(at: &Path, n_shards: usize, args: &[&str]) {
+fn same_bytes(at: &Path, model: &str, n_shards: usize, args: &[&str]) {
     let name = format!("p{n_shards}");
-    let n = plan(at, &tiny(), &name, &[&["--shards", &n_shards.to_string()], args].concat());
+    let n = plan(at, model, &name, &[&["--shards", &n_shards.to_string()], args].concat());
     assert_eq!(n, n_shards);
     workers(at, &name, shuffled(n));
     let merged = succeeds(at, &["merge", "--plan", &name, "-q"]);
@@ -60,7 +60,7 @@ fn a_job_may_be_cut_into_any_number_of_shards() {
     let args = ["--codec", "int4-g64"];
     succeeds(dir.path(), &[&["quantize", &tiny(), "-o", "one"], &args[..]].concat());
     for n_shards in [1, 2, 5, 49] {
-        same_bytes(dir.path(), n_shards, &args);
+        same_bytes(dir.path(), &tiny(), n_shards, &args);
     }
     succeeds(dir.path(), &["check", "p49.moepack", "--against", &tiny()]);
     let left: Vec<_> =
@@ -72,12 +72,21 @@ fn a_job_may_be_cut_into_any_number_of_shards() {
 }
 
 #[test]
+fn there_may_be_far_more_shards_than_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    // Five layers of 16 experts.
+    let (model, args) = (fixture("tiny-deepseek-v4").display().to_string(), ["--codec", "int4-g32"]);
+    succeeds(dir.path(), &[&["quantize", &model, "-o", "one"], &args[..]].concat());
+    same_bytes(dir.path(), &model, 61, &args);
+}
+
+#[test]
 fn a_budget_met_on_one_machine_is_met_by_many() {
     let dir = tempfile::tempdir().unwrap();
     // Filled up in the manifest, with a coded trunk.
     let args = ["--target-size", "3400KiB", "--trunk-codec", "int8"];
     succeeds(dir.path(), &[&["quantize", &tiny(), "-o", "one"], &args[..]].concat());
-    same_bytes(dir.path(), 6, &args);
+    same_bytes(dir.path(), &tiny(), 6, &args);
 }
 
 #[test]

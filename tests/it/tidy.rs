@@ -45,6 +45,7 @@ const DOCUMENTS: &[&str] = &[
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "docs/allocation.md",
+    "docs/cluster.md",
     "docs/export.md",
     "format/SPEC.md",
     "quant/README.md",

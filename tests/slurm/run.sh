@@ -104,6 +104,18 @@ at_work() {
     done
     return 1
 }
+# Ends all of a node at once: what would tell of a task's end goes before the task.
+lose_node() {
+    local stat process doomed=() name=pid_slurmd_$1
+    for stat in /proc/[0-9]*/environ; do
+        if grep -qz "SLURMD_NODENAME=$1" "$stat" 2>/dev/null && grep -qz "SLURM_CONF=$SLURM_CONF" "$stat" 2>/dev/null; then
+            process=${stat#/proc/}
+            process=${process%/environ}
+            doomed=("$(ps -o ppid= -p "$process" | tr -d ' ')" "${doomed[@]}" "$process")
+        fi
+    done
+    kill -9 "${!name}" "${doomed[@]}" 2>/dev/null || true
+}
 same() { diff -r one "$1" >/dev/null || fail "the bundle $1 differs from that of one process"; }
 
 install
@@ -150,18 +162,13 @@ if [ -n "$slow" ]; then
     scontrol requeue "$job" && say "requeued shard $shard, job $job"
     wait_for "task at work on n2" 60 at_work slow.plan SLURMD_NODENAME=n2
     lost=$shard
-    kill -9 "$pid_slurmd_n2"
-    # The node is gone with all that ran on it.
-    for stat in /proc/[0-9]*/environ; do
-        if grep -qz "SLURMD_NODENAME=n2" "$stat" 2>/dev/null && grep -qz "SLURM_CONF=$SLURM_CONF" "$stat" 2>/dev/null; then
-            process=${stat#/proc/}
-            kill -9 "${process%/environ}" 2>/dev/null || true
-        fi
-    done
+    lose_node n2
     say "lost n2 with shard $lost"
     wait_for "bundle" 300 test -d slow.moepack
     wait_for "end of the queue" 60 queue_empty
     "$moepack" status --plan slow.plan
+    restarted=$(grep -h . slow.plan/submit/[0-9]*.log | grep -c "stopped by SIGTERM" || true)
+    say "tasks that were told to stop: $restarted"
     same slow.moepack
     say "the bundle is that of one process, byte by byte"
 fi
