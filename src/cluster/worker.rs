@@ -10,7 +10,6 @@ use moepack_format::{Context, Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::forward::LayerWeights;
-use moepack_verify::text::TEXT_BYTES_MAX;
 use moepack_verify::tokens::Windows;
 
 use crate::cluster::activations::Units;
@@ -39,6 +38,9 @@ use crate::progress::Progress;
 use crate::recipe::Choices;
 use crate::session::Session;
 
+/// Bytes of the token windows as JSON: as many tokens as a run may have, with their commas.
+const TOKENS_BYTES_MAX: u64 = 11 << 28;
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -64,6 +66,10 @@ pub fn run(session: &Session, folder: &PlanFolder, plan: &Plan, index: usize) ->
     let heart = Heart::start(folder.status(index), &plan.id, index, &who, Arc::clone(&progress))?;
     let done =
         Shard::begin(session, folder, plan, (index, &who), &heart, &progress).and_then(|shard| shard.run());
+    if done.is_err() && is_merged(folder, plan)? {
+        // Another attempt was first, and merging took the directory away.
+        return Ok(Outcome::DoneBefore);
+    }
     match &done {
         Ok(()) => heart.say(State::Done, None),
         Err(e) => {
@@ -279,7 +285,7 @@ fn learnt(folder: &PlanFolder, plan: &Plan, model: &Model) -> Result<(Option<Win
         Planned::None => Ok((None, None)),
         Planned::Text { tokens_sha256: expected, n_windows, .. } => {
             let path = folder.tokens();
-            let text = crate::text::read(&path, TEXT_BYTES_MAX)?;
+            let text = crate::text::read(&path, TOKENS_BYTES_MAX)?;
             let windows = Windows::from_json(&text, model.spec().vocab).in_file(&path)?;
             if tokens_sha256(&windows) != *expected || windows.lens.len() != *n_windows {
                 return changed(path);

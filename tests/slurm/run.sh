@@ -111,7 +111,7 @@ lose_node() {
         if grep -qz "SLURMD_NODENAME=$1" "$stat" 2>/dev/null && grep -qz "SLURM_CONF=$SLURM_CONF" "$stat" 2>/dev/null; then
             process=${stat#/proc/}
             process=${process%/environ}
-            doomed=("$(ps -o ppid= -p "$process" | tr -d ' ')" "${doomed[@]}" "$process")
+            doomed=("$(sed -n 's/^PPid:\t//p' "/proc/$process/status")" "${doomed[@]}" "$process")
         fi
     done
     kill -9 "${!name}" "${doomed[@]}" 2>/dev/null || true
@@ -162,13 +162,15 @@ if [ -n "$slow" ]; then
     scontrol requeue "$job" && say "requeued shard $shard, job $job"
     wait_for "task at work on n2" 60 at_work slow.plan SLURMD_NODENAME=n2
     lost=$shard
+    # So that it cannot finish before its node goes.
+    kill -STOP "$pid"
     lose_node n2
     say "lost n2 with shard $lost"
     wait_for "bundle" 300 test -d slow.moepack
     wait_for "end of the queue" 60 queue_empty
     "$moepack" status --plan slow.plan
-    restarted=$(grep -h . slow.plan/submit/[0-9]*.log | grep -c "stopped by SIGTERM" || true)
-    say "tasks that were told to stop: $restarted"
+    grep -q "stopped by SIGTERM" slow.plan/submit/[0-9]*.log || fail "no requeued task was told to stop"
+    grep -qE '"attempt": ([2-9]|[1-9][0-9])' "slow.plan/status/shard-$lost.json" || fail "shard $lost was not begun again"
     same slow.moepack
     say "the bundle is that of one process, byte by byte"
 fi

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use moepack_convert::{FiniteCheck, Model, Part, TrunkTensor};
 use moepack_format::trunk::{FileSummary, TrunkWriter, trunk_name};
-use moepack_format::{Error, PlaneSpec, Result};
+use moepack_format::{Error, Kind, PlaneSpec, Result};
 use moepack_quant::Planes;
 use moepack_verify::forward::ordered;
 use moepack_verify::tokens::Windows;
@@ -217,11 +218,17 @@ struct Spool {
 impl Spool {
     /// A file in the directory of `beside`.
     fn create(beside: &Path) -> Result<Spool> {
-        let path = beside.with_extension("spool.note.json");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = file.map_err(|e| Error::output(&e, "create", &path))?;
-        std::fs::remove_file(&path).map_err(|e| Error::output(&e, "remove", &path))?;
-        Ok(Spool { file, path, end: 0 })
+        for n in 0_u64.. {
+            // Scratch may be shared with others.
+            let path = beside.with_extension(format!("{}-{n}.note.json", std::process::id()));
+            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
+                file => file.map_err(|e| Error::output(&e, "create", &path))?,
+            };
+            std::fs::remove_file(&path).map_err(|e| Error::output(&e, "remove", &path))?;
+            return Ok(Spool { file, path, end: 0 });
+        }
+        Err(Error::new(Kind::CannotCreate, "no name is free for a temporary file").in_file(beside))
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {

@@ -123,6 +123,26 @@ fn kubernetes_is_told_what_no_second_try_mends() {
 }
 
 #[test]
+fn a_plan_says_what_a_job_takes_on_many_machines() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["plan", &tiny(), "--codec", "int4", "--solver", "gptq", "--trunk-codec", "int8"];
+    let of = ["--calibration-tokens", "1000000", "--nodes", "1,4,64", "--node-cpus", "8"];
+    let plan = json(dir.path(), &[&args[..], &of].concat());
+    let rows = plan["nodes"].as_array().unwrap();
+    let column = |key: &str| rows.iter().map(|r| r[key].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(column("nodes"), [1.0, 4.0, 64.0]);
+    assert_eq!(column("shards"), [4.0, 5.0, 49.0], "as many as there are machines, or experts");
+    assert_eq!(plan["node"]["cpus"], 8);
+    let (total, forward, read) = (column("total_seconds"), column("forward_seconds"), column("read_bytes"));
+    assert!(total[0] > total[1] && total[1] > total[2] && total[2] > 0.0, "{total:?}");
+    assert!(forward[0] == 0.0 && forward[1] > forward[2] && forward[2] > 0.0, "{forward:?}");
+    assert!(read[0] < read[1] && read[1] < read[2], "{read:?}");
+    // A row of 128 numbers for each token at each of the three layers.
+    assert_eq!(column("activation_bytes"), [3.0 * 4.0 * 128.0 * 1e6; 3]);
+    assert!(succeeds(dir.path(), &[&args[..], &of].concat()).stdout.contains("On machines of 8 cores"));
+}
+
+#[test]
 fn plain_commands_make_the_bundle() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path();
