@@ -6,7 +6,7 @@
 #     tests/slurm/run.sh --slow target/debug/moepack              # a lost node and a requeued task too, about three
 #     MODEL=DIR TEXT=FILE tests/slurm/run.sh target/release/moepack    # another model than the fixture
 #
-# Installs slurmctld, slurmd, slurm-client and munge with apt-get where it may. Exit code 77: could not be run here.
+# Installs slurmctld, slurmd, slurm-client, munge and parallel with apt-get where it may. Exit code 77: could not be run here.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
@@ -31,7 +31,7 @@ install() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || not_run "it is not installed, and this user may not"
     say "installs Slurm"
     (timeout 90 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 120 apt-get install -y -qq \
-        --no-install-recommends slurmctld slurmd slurm-client munge) >/dev/null 2>&1 || not_run "its packages are out of reach"
+        --no-install-recommends slurmctld slurmd slurm-client munge parallel) >/dev/null 2>&1 || not_run "its packages are out of reach"
 }
 
 # Everything of this cluster is in $dir, on ports of its own.
@@ -152,6 +152,16 @@ wait_for "end of the queue" 120 queue_empty
 [ -d job.moepack ] || fail "no bundle; $(cat job.plan/submit/merge_*.log)"
 same job.moepack
 say "the bundle is that of one process, byte by byte"
+
+if command -v parallel >/dev/null; then
+    say "the same by GNU parallel"
+    "$moepack" plan "$model" -o parallel.plan "${options[@]}" --shards 9 --calibration-shards 3 -q >/dev/null
+    "$moepack" submit --plan parallel.plan --engine parallel --cpus 1 --at-once 2
+    sh parallel.plan/submit/parallel.sh >/dev/null || fail "the script of GNU parallel"
+    same parallel.moepack
+else
+    echo "NOT RUN: GNU parallel, which is not installed" >&2
+fi
 
 if [ -n "$slow" ]; then
     say "a node is lost, a task is requeued"

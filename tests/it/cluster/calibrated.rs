@@ -23,7 +23,7 @@ fn same_bytes(at: &Path, model: &str, cuts: &[(&str, &str)], args: &[&str]) {
 fn hessians_do_not_depend_on_who_makes_them() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path();
-    let calibration = text(at, "calibration.txt", 6_000).display().to_string();
+    let calibration = text(at, "calibration.txt", 4_000).display().to_string();
     let with = |args: &[&str], cuts: &[(&str, &str)]| {
         let args = [&["--calibrate", &calibration, "--ctx", "64"], args].concat();
         same_bytes(at, &tiny(), cuts, &args);
