@@ -33,6 +33,7 @@ pub mod prediction;
 pub mod quantize;
 pub mod sensitivity;
 pub mod sizes;
+pub mod space;
 pub mod stats;
 pub mod trial;
 pub mod trunk;

@@ -146,7 +146,9 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         writer::fill_up(&mut manifest, recipe)?;
         Ok::<_, Error>((manifest, drift, notes))
     })?;
-    manifest.write(workspace.dir())?;
+    if !workspace.is_published()? {
+        manifest.write(workspace.dir())?;
+    }
     Ok(Outcome { manifest, drift, resumed: workspace.resumed(), notes })
 }
 

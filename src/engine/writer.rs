@@ -22,6 +22,9 @@ use crate::recipe::Recipe;
 /// The solver that codes what another codes worse.
 const FALLBACK: &str = "rtn";
 
+/// The note about side files in a workspace.
+const SIDE_NOTE: &str = "side-files";
+
 /// A bank being written, with what the manifest wants to know of it.
 #[derive(Debug)]
 pub struct BankSink {
@@ -141,8 +144,12 @@ pub fn write_side_files(
     workspace: &Workspace,
     notes: &mut Vec<String>,
 ) -> Result<Vec<FileEntry>> {
+    let sides = model.side_files(notes)?;
+    if let Some(done) = workspace.note(SIDE_NOTE)? {
+        return Ok(done);
+    }
     let mut entries = Vec::new();
-    for side in model.side_files(notes)? {
+    for side in sides {
         let target = workspace.dir().join(&side.name);
         let mut bytes = vec![0; usize::try_from(side.bytes).unwrap_or(0)];
         InputFile::open(&side.path)?.read_exact_at(0, &mut bytes)?;
@@ -150,6 +157,7 @@ pub fn write_side_files(
         let sha256 = InputFile::open(&target)?.sha256(&|| false).in_file(&target)?;
         entries.push(FileEntry { path: side.name, bytes: side.bytes, sha256 });
     }
+    workspace.leave_note(SIDE_NOTE, &entries)?;
     Ok(entries)
 }
 

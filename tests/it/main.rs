@@ -11,6 +11,7 @@ mod determinism;
 mod drift;
 mod encodings;
 mod environment;
+mod faults;
 mod gguf;
 mod goldens;
 mod hostile;

@@ -5,11 +5,10 @@
 //! text tells what their inputs are like, all of them, since the text goes through the model but once.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use moepack_convert::{FiniteCheck, Model, Part, TrunkTensor};
+use moepack_format::storage::File;
 use moepack_format::trunk::{FileSummary, TrunkWriter, trunk_name};
 use moepack_format::{Error, PlaneSpec, Result};
 use moepack_quant::Planes;
@@ -72,7 +71,7 @@ impl TrunkWork<'_> {
         for (i, range) in files.iter().enumerate() {
             let path = self.workspace.dir().join(trunk_name(i + 1, files.len()));
             let pieces = trunk.pieces(range.clone());
-            let rounded = learnt.is_none().then(|| self.code_rounded(&path, pieces)).transpose()?;
+            let rounded = learnt.is_none().then(|| self.code_rounded(pieces)).transpose()?;
             let coded = learnt.as_ref().or(rounded.as_ref());
             note.files.push(self.write_file(&path, pieces, coded)?);
         }
@@ -96,8 +95,8 @@ impl TrunkWork<'_> {
     }
 
     /// Codes what is to be coded of a file, rounding to nearest.
-    fn code_rounded(&self, path: &Path, pieces: &[Piece<'_>]) -> Result<Coded> {
-        let mut coded = Coded::create(path)?;
+    fn code_rounded(&self, pieces: &[Piece<'_>]) -> Result<Coded> {
+        let mut coded = Coded::create(self.workspace)?;
         let matrices = coded_of(pieces.iter());
         let work = |i: usize| {
             self.stop.check()?;
@@ -115,7 +114,7 @@ impl TrunkWork<'_> {
 
     /// Codes what is to be coded of the whole trunk by what a text tells of its inputs, layer by layer.
     fn code_learnt(&self, trunk: &Trunk<'_>, text: &Windows, note: &mut TrunkNote) -> Result<Coded> {
-        let mut coded = Coded::create(&self.workspace.dir().join(TRUNK_NOTE))?;
+        let mut coded = Coded::create(self.workspace)?;
         let mut learner = Learner::begin(self.model, text, trunk.cols_max(), self.stop)?;
         for l in 0..self.model.spec().layers.len() {
             let evidence = learner.layer(l, &trunk.matrices(l))?;
@@ -197,9 +196,9 @@ struct Coded {
 }
 
 impl Coded {
-    /// None yet; their file is in the directory of `beside`.
-    fn create(beside: &Path) -> Result<Coded> {
-        Ok(Coded { spool: Spool::create(beside)?, planes: BTreeMap::new() })
+    /// None yet.
+    fn create(workspace: &Workspace) -> Result<Coded> {
+        Ok(Coded { spool: Spool::create(workspace.home())?, planes: BTreeMap::new() })
     }
 
     fn append(&mut self, piece: &Piece<'_>, matrix: &CodedPiece, planes: &Planes) -> Result<()> {
@@ -218,12 +217,9 @@ struct Spool {
 }
 
 impl Spool {
-    /// A file in the directory of `beside`.
-    fn create(beside: &Path) -> Result<Spool> {
-        let path = beside.with_extension("spool.note.json");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = file.map_err(|e| Error::output(&e, "create", &path))?;
-        std::fs::remove_file(&path).map_err(|e| Error::output(&e, "remove", &path))?;
+    fn create(dir: &Path) -> Result<Spool> {
+        let path = dir.join("trunk.spool.note.json");
+        let file = File::scratch(&path).map_err(|e| Error::output(&e, "create", &path))?;
         Ok(Spool { file, path, end: 0 })
     }
 
