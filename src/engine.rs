@@ -29,6 +29,7 @@ pub mod hash;
 pub mod heldout;
 pub mod noise;
 pub mod pair;
+pub mod parts;
 pub mod prediction;
 pub mod quantize;
 pub mod sensitivity;

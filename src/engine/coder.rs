@@ -1,5 +1,7 @@
 //! Coding one expert: each matrix by its codec and solver, everything else as it was released.
 
+use std::ops::Range;
+
 use moepack_convert::{CodedExpert, CodedPart, FiniteCheck, Part};
 use moepack_format::{Context, Result};
 use moepack_quant::solve::Solver;
@@ -46,7 +48,7 @@ pub struct Coded {
 }
 
 /// How a matrix was coded.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct MatrixNote {
     /// Which.
     pub part: Part,
@@ -73,10 +75,10 @@ impl Coder<'_> {
         Ok(Needs { input: coded(Part::Gate)? || coded(Part::Up)?, inner: coded(Part::Down)? })
     }
 
-    /// Whether the coding of any of a layer's experts needs Hessians.
-    pub fn needs_hessians(&self, layer: usize, n_experts: usize) -> bool {
+    /// Whether the coding of any of these experts of a layer needs Hessians.
+    pub fn needs_hessians(&self, layer: usize, mut experts: Range<usize>) -> bool {
         let needed = |e| self.needs(layer, e).is_ok_and(|n| n.input || n.inner);
-        self.solver.needs_hessian() && (0..n_experts).any(needed)
+        self.solver.needs_hessian() && experts.any(needed)
     }
 
     /// Codes an expert.

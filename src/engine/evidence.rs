@@ -45,7 +45,7 @@ const OWN_TOKENS_A_COLUMN: usize = 8;
 const BLOCK_TOKENS: usize = 192;
 
 /// Whose inputs a Hessian was made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Source {
     /// The expert's own tokens.
     Own,

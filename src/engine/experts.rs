@@ -1,8 +1,11 @@
 //! The experts of one layer: each read, run, coded and recorded, on any thread and in a fixed order.
 
+use std::ops::Range;
+use std::path::Path;
+
 use moepack_convert::{CodedExpert, Model};
-use moepack_format::bank::{Bank, bank_name};
-use moepack_format::{Error, Kind, Result};
+use moepack_format::Result;
+use moepack_format::bank::Bank;
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
@@ -12,21 +15,19 @@ use crate::engine::calibration::{self, Calibration};
 use crate::engine::coder::{Coded, Coder, Learnt};
 use crate::engine::evidence::{self, Pool};
 use crate::engine::pair::{Pair, PairDelta, PairOutput, PairPass, PairSums};
+use crate::engine::parts::{Parts, PartsSink};
 use crate::engine::stats::{ExpertStats, Stats};
-use crate::engine::workspace::Workspace;
-use crate::engine::writer::{BankSink, LayerNote, layer_note};
+use crate::engine::writer::{BankSink, Written};
 use crate::progress::Progress;
 use crate::recipe::{Choices, Recipe};
 use crate::session::Session;
 
-/// One layer's experts and what is to be done with them.
+/// One layer's experts, or some of them, and what is to be done with them.
 pub struct ExpertWork<'a> {
     /// Instruction set of the kernels.
     pub isa: Isa,
     /// Threads, stop.
     pub session: &'a Session,
-    /// Where the bank goes.
-    pub workspace: &'a Workspace,
     /// Told of each expert.
     pub progress: &'a Progress,
     /// The checkpoint.
@@ -41,18 +42,29 @@ pub struct ExpertWork<'a> {
     pub n_planes: usize,
     /// The layer.
     pub layer: usize,
-    /// Its routed experts.
-    pub n_experts: usize,
+    /// Which of its routed experts.
+    pub experts: Range<usize>,
     /// Rows of their gates.
     pub inter: usize,
 }
 
-/// What a layer's experts leave: the bank, and what they add to the texts on the way.
-pub type LayerDone = (LayerNote, Option<Delta>, Option<PairDelta>);
+/// Where a layer's experts go.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// Into a file of this name.
+    New(&'a Path),
+    /// Into a file of this name, by way of parts that outlive a killed run.
+    Parted(&'a Path, &'a Parts<'a>),
+    /// They are in this bank from an earlier run, and are read instead of coded.
+    Finished(&'a Path),
+}
+
+/// What a layer's experts leave: the bank, if it is new, and what they add to the texts on the way.
+pub type LayerDone = (Option<Written>, Option<Delta>, Option<PairDelta>);
 
 impl ExpertWork<'_> {
-    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. With `finished`, the bank is there from an earlier
-    /// run and its experts are read instead of coded.
+    /// Does it; `trunk` is the layer's, the checkpoint's and the bundle's. What experts add to the texts is known where all
+    /// of the layer's have run.
     ///
     /// # Errors
     /// What cannot be read, coded or written; a requested stop.
@@ -61,63 +73,101 @@ impl ExpertWork<'_> {
         trunk: Option<[&LayerWeights; 2]>,
         calibration: Option<&Calibration>,
         pair: Option<&Pair>,
-        finished: Option<LayerNote>,
+        place: Place<'_>,
     ) -> Result<LayerDone> {
         let weights = trunk.map(|[weights, _]| weights);
         let calibrating = calibration.zip(weights).map(|(c, w)| c.route(w)).transpose()?;
         let pairing = pair.zip(trunk).map(|(p, [own, coded])| p.route(own, coded)).transpose()?;
         let solver = solver(&self.recipe.solver)?;
         let coder = Coder { isa: self.isa, choices: self.choices, solver };
-        let with_pool = calibrating.as_ref().filter(|_| finished.is_none());
-        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.n_experts));
+        let with_pool = calibrating.as_ref().filter(|_| !matches!(place, Place::Finished(_)));
+        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.experts.clone()));
         let turns = Turns {
             work: self,
             coder,
             pool: with_pool.map(|pass| Pool::of(self.isa, pass, pass.width(), self.inter)).transpose()?,
             stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
-            bank: finished.as_ref().map(|_| self.open_bank()).transpose()?,
+            earlier: Earlier::of(place)?,
             weights,
             calibrating: calibrating.as_ref(),
             pairing: pairing.as_ref(),
         };
         let mut taken = Taken {
-            bank: if finished.is_none() { Some(self.create_bank()?) } else { None },
-            calibration: calibrating.as_ref().map(RoutedSum::new),
+            bank: self.create_bank(place)?,
+            calibration: calibrating.as_ref().filter(|_| self.are_all()).map(RoutedSum::new),
             pair: pairing.as_ref().map(|p| p.sums(self.layer)),
             usage: calibrating.as_ref().map(|_| Vec::new()),
         };
         ordered(
-            self.n_experts,
-            |expert| turns.take(expert),
-            |expert, turn| {
+            self.experts.len(),
+            |i| turns.take(self.experts.start + i),
+            |i, turn| {
                 self.progress.add(turn.source_bytes, 1);
-                taken.add(expert, &turn)
+                taken.add(self.experts.start + i, &turn)
             },
         )?;
-        let note = match (taken.bank, finished) {
-            (Some(bank), _) => self.finish_bank(bank, taken.usage)?,
-            (None, Some(note)) => note,
-            (None, None) => return Err(Error::new(Kind::Io, "a finished bank without its note")),
+        let written = match (taken.bank, place) {
+            (Sink::Whole(bank), _) => Some(bank.finish(taken.usage)?),
+            (Sink::Parted(parts), Place::Parted(path, _)) => Some(parts.finish(path)?),
+            _ => None,
         };
         let delta = calibrating.as_ref().zip(taken.calibration).map(|(p, sum)| p.finish(sum)).transpose()?;
         let paired = pairing.as_ref().zip(taken.pair).map(|(p, sums)| p.finish(sums)).transpose()?;
-        Ok((note, delta, paired))
+        Ok((written, delta, paired))
     }
 
-    fn create_bank(&self) -> Result<BankSink> {
-        BankSink::create(self.workspace.dir(), self.layer, self.n_experts, self.recipe.align, self.n_planes)
+    fn create_bank<'p>(&self, place: Place<'p>) -> Result<Sink<'p>> {
+        let n = self.experts.len();
+        Ok(match place {
+            Place::New(path) => {
+                let new = BankSink::create(path, self.layer, n, self.recipe.align, self.n_planes);
+                Sink::Whole(Box::new(new?))
+            }
+            Place::Parted(_, parts) => {
+                Sink::Parted(Box::new(PartsSink::new(parts, self.n_planes.div_ceil(n.max(1)))))
+            }
+            Place::Finished(_) => Sink::None,
+        })
     }
 
-    fn finish_bank(&self, bank: BankSink, usage: Option<Vec<u64>>) -> Result<LayerNote> {
-        let note = bank.finish(usage)?;
-        self.workspace.leave_note(&layer_note(self.layer), &note)?;
-        Ok(note)
+    /// Whether these are all experts of the layer.
+    fn are_all(&self) -> bool {
+        self.model.spec().moe(self.layer).is_some_and(|moe| self.experts == (0..moe.n_experts))
+    }
+}
+
+/// What an earlier run coded.
+enum Earlier<'a> {
+    Nothing,
+    All(Box<Bank>),
+    Some(&'a Parts<'a>),
+}
+
+impl<'a> Earlier<'a> {
+    fn of(place: Place<'a>) -> Result<Earlier<'a>> {
+        Ok(match place {
+            Place::New(_) => Earlier::Nothing,
+            Place::Finished(path) => Earlier::All(Box::new(Bank::open(path)?)),
+            Place::Parted(_, parts) => Earlier::Some(parts),
+        })
     }
 
-    fn open_bank(&self) -> Result<Bank> {
-        let id = u32::try_from(self.layer).unwrap_or(u32::MAX);
-        Bank::open(&self.workspace.dir().join(bank_name(id)))
+    /// The bank that has an expert, and its place there.
+    fn bank_of(&self, expert: usize) -> Option<(&Bank, usize)> {
+        match self {
+            Earlier::Nothing => None,
+            Earlier::All(bank) => Some((bank, expert)),
+            Earlier::Some(parts) => parts.finished(expert),
+        }
     }
+}
+
+/// Where coded experts go.
+enum Sink<'p> {
+    /// They are there.
+    None,
+    Whole(Box<BankSink>),
+    Parted(Box<PartsSink<'p>>),
 }
 
 /// What every expert's turn needs; shared by the threads.
@@ -127,8 +177,7 @@ struct Turns<'a> {
     /// What the layer's tokens are like, for a solver that works with Hessians.
     pool: Option<Pool>,
     stored: Option<Vec<ExpertStats>>,
-    /// The bank of an earlier run.
-    bank: Option<Bank>,
+    earlier: Earlier<'a>,
     weights: Option<&'a LayerWeights>,
     calibrating: Option<&'a MoePass<'a>>,
     pairing: Option<&'a PairPass<'a>>,
@@ -170,10 +219,9 @@ impl Turns<'_> {
     ) -> Result<(Option<ExpertOutput>, Coded)> {
         let ExpertWork { isa, model, layer, inter, .. } = *self.work;
         let calibrating = self.calibrating.zip(mlp);
-        if let Some(bank) = &self.bank {
-            // What an earlier run coded.
+        if let Some((bank, index)) = self.earlier.bank_of(expert) {
             let output = calibrating.map(|(pass, mlp)| pass.run_expert(expert, mlp, None)).transpose()?;
-            let expert = model.expert_of_bank(bank, layer, expert)?;
+            let expert = model.expert_of_bank(bank, layer, index)?;
             return Ok((output, Coded { expert, sums: SquareSums::default(), notes: Vec::new() }));
         }
         if let (Some((pass, mlp)), Some(pool)) = (calibrating, &self.pool) {
@@ -195,7 +243,7 @@ impl Turns<'_> {
 
 /// What the turns add up to, in order of experts.
 struct Taken<'p> {
-    bank: Option<BankSink>,
+    bank: Sink<'p>,
     calibration: Option<RoutedSum<'p>>,
     pair: Option<PairSums<'p>>,
     usage: Option<Vec<u64>>,
@@ -203,8 +251,10 @@ struct Taken<'p> {
 
 impl Taken<'_> {
     fn add(&mut self, expert: usize, turn: &Turn) -> Result<()> {
-        if let Some(bank) = &mut self.bank {
-            bank.write(expert, &turn.coded)?;
+        match &mut self.bank {
+            Sink::None => {}
+            Sink::Whole(bank) => bank.write(&turn.coded)?,
+            Sink::Parted(parts) => parts.write(expert, &turn.coded, turn.n_tokens)?,
         }
         if let (Some(sum), Some(output)) = (&mut self.calibration, &turn.calibrated) {
             sum.add(output);

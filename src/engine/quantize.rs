@@ -7,7 +7,7 @@ use moepack_convert::Model;
 use moepack_convert::spec::Mlp;
 use moepack_format::manifest::{FileEntry, Manifest};
 use moepack_format::trunk::FileSummary;
-use moepack_format::{Error, Result};
+use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::forward::LayerWeights;
@@ -16,18 +16,24 @@ use serde_json::{Value, json};
 
 use crate::engine::calibration::Calibration;
 use crate::engine::coder::Coder;
-use crate::engine::experts::ExpertWork;
+use crate::engine::experts::{ExpertWork, Place};
 use crate::engine::hash::Hashes;
 use crate::engine::pair::{Drift, Pair};
+use crate::engine::parts::Parts;
 use crate::engine::sizes::Sizes;
 use crate::engine::stats::{Stats, tokens_sha256};
 use crate::engine::trunk::Trunk;
 use crate::engine::trunk::write::{TrunkNote, TrunkWork};
 use crate::engine::workspace::Workspace;
-use crate::engine::writer::{self, LayerNote, Pieces, layer_note};
+use crate::engine::writer::{self, LayerNote, Pieces, Written, bank_file, layer_note};
 use crate::progress::Progress;
 use crate::recipe::{Choices, Recipe};
 use crate::session::Session;
+
+/// The note about the trunk in a workspace.
+const TRUNK_NOTE: &str = "trunk";
+/// The note about side files.
+const SIDE_NOTE: &str = "side-files";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -88,14 +94,19 @@ fn identity(job: &Job<'_>) -> Value {
 
 /// The recipe as the manifest keeps it, with what it was calibrated on.
 fn recipe_value(job: &Job<'_>) -> Value {
-    let calibration = match (&job.calibration, job.stats) {
+    kept_recipe(job.recipe, job.calibration.as_ref(), job.stats)
+}
+
+/// The same from its parts.
+pub fn kept_recipe(recipe: &Recipe, text: Option<&Windows>, stats: Option<&Stats>) -> Value {
+    let calibration = match (text, stats) {
         (Some(windows), _) => {
             json!({"tokens": windows.tokens.len(), "tokens_sha256": tokens_sha256(windows)})
         }
         (None, Some(stats)) => stats.provenance(),
         (None, None) => Value::Null,
     };
-    json!({"recipe": job.recipe, "calibration": calibration})
+    json!({"recipe": recipe, "calibration": calibration})
 }
 
 fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {
@@ -113,15 +124,18 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         let solver = solver(&recipe.solver)?;
         let coder = Coder { isa: Isa::get(), choices: job.choices, solver };
         let text = job.calibration.as_ref();
-        let work = TrunkWork { model, workspace, coder, text, progress: &progress, stop };
-        let TrunkNote { files: trunk, errors: trunk_errors, n_fell_back } = work.write(&coded_trunk)?;
+        let dir = workspace.dir();
+        let work =
+            TrunkWork { model, dir, scratch: workspace.home(), coder, text, progress: &progress, stop };
+        let TrunkNote { files: trunk, errors: trunk_errors, n_fell_back } =
+            trunk_note(workspace, &work, &coded_trunk)?;
         if n_fell_back > 0 {
             notes.push(format!(
                 "{n_fell_back} of {} trunk matrices are rounded to nearest, which is better on held-out inputs",
                 trunk_codecs.len()
             ));
         }
-        let side = writer::write_side_files(model, workspace, &mut notes)?;
+        let side = side_note(workspace, model, &mut notes)?;
         let written = written_trunk(&job, workspace, &trunk, &trunk_codecs)?;
         let align = job.recipe.align;
         let (layers, drift) = Layers::begin(job, written, workspace, &progress, session)?.run()?;
@@ -150,6 +164,26 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         manifest.write(workspace.dir())?;
     }
     Ok(Outcome { manifest, drift, resumed: workspace.resumed(), notes })
+}
+
+/// The side files, of an earlier run or written now.
+fn side_note(workspace: &Workspace, model: &Model, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
+    if let Some(done) = workspace.note(SIDE_NOTE)? {
+        return Ok(done);
+    }
+    let side = writer::write_side_files(model, workspace.dir(), notes)?;
+    workspace.leave_note(SIDE_NOTE, &side)?;
+    Ok(side)
+}
+
+/// The trunk, of an earlier run or written now.
+fn trunk_note(workspace: &Workspace, work: &TrunkWork<'_>, trunk: &Trunk<'_>) -> Result<TrunkNote> {
+    if let Some(done) = workspace.note(TRUNK_NOTE)? {
+        return Ok(done);
+    }
+    let note = work.write(trunk)?;
+    workspace.leave_note(TRUNK_NOTE, &note)?;
+    Ok(note)
 }
 
 /// The trunk that was written, for the bundle's side of the evaluation; `None` where that is the checkpoint's.
@@ -259,7 +293,6 @@ impl<'a> Layers<'a> {
                 let work = ExpertWork {
                     isa: self.isa,
                     session: self.session,
-                    workspace: self.workspace,
                     progress: self.progress,
                     model: self.job.model,
                     recipe: self.job.recipe,
@@ -267,15 +300,21 @@ impl<'a> Layers<'a> {
                     stats: self.job.stats,
                     n_planes: self.job.sizes.layer_planes(l),
                     layer: l,
-                    n_experts,
+                    experts: 0..n_experts,
                     inter,
                 };
-                work.run(
-                    weights.as_ref().map(Entered::both),
-                    self.calibration.as_ref(),
-                    self.pair.as_ref(),
-                    finished,
-                )?
+                let path = self.workspace.dir().join(bank_file(l));
+                let parts = self.parts(l, n_experts, finished.as_ref())?;
+                let place = match &parts {
+                    _ if finished.is_some() => Place::Finished(&path),
+                    Some(parts) => Place::Parted(&path, parts),
+                    None => Place::New(&path),
+                };
+                let (trunk, calibration) = (weights.as_ref().map(Entered::both), self.calibration.as_ref());
+                let (written, delta, paired) = work.run(trunk, calibration, self.pair.as_ref(), place)?;
+                let note = self.layer_note(l, written, finished)?;
+                parts.into_iter().for_each(Parts::remove);
+                (note, delta, paired)
             }
         };
         if let (Some(calibration), Some(delta)) = (&mut self.calibration, calibrated) {
@@ -287,5 +326,32 @@ impl<'a> Layers<'a> {
         }
         self.done.push(note);
         Ok(())
+    }
+
+    /// The parts of a layer whose coding takes long enough for them.
+    fn parts(&self, l: usize, n_experts: usize, finished: Option<&LayerNote>) -> Result<Option<Parts<'a>>> {
+        if finished.is_some() || self.job.choices.is_copied(l, n_experts)? {
+            return Ok(None);
+        }
+        let source_bytes = self.job.sizes.layer_source_bytes(l);
+        Parts::open(self.workspace, (l, n_experts), source_bytes, self.job.recipe.align).map(Some)
+    }
+
+    /// The note of a layer whose bank is new, or was finished by an earlier run.
+    fn layer_note(
+        &self,
+        l: usize,
+        written: Option<Written>,
+        finished: Option<LayerNote>,
+    ) -> Result<LayerNote> {
+        match (written, finished) {
+            (Some(written), _) => {
+                let note = LayerNote::of(l, written);
+                self.workspace.leave_note(&layer_note(l), &note)?;
+                Ok(note)
+            }
+            (None, Some(note)) => Ok(note),
+            (None, None) => Err(Error::new(Kind::Io, "a finished bank without its note")),
+        }
     }
 }

@@ -25,7 +25,8 @@ mod place;
 
 pub use place::{kept_bytes, refuse_existing};
 
-use journal::{differences, read_json, write_json};
+use journal::differences;
+pub(crate) use journal::{read_json, write_json};
 use lock::lock;
 use place::{entries, home_of, list_sha256, refuse_foreign};
 

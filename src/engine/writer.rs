@@ -16,34 +16,63 @@ use moepack_verify::drift::SquareSums;
 
 use crate::engine::coder::{Coded, MatrixNote};
 use crate::engine::evidence::Source;
-use crate::engine::workspace::Workspace;
 use crate::recipe::Recipe;
 
 /// The solver that codes what another codes worse.
 const FALLBACK: &str = "rtn";
 
-/// The note about side files in a workspace.
-const SIDE_NOTE: &str = "side-files";
-
-/// A bank being written, with what the manifest wants to know of it.
+/// A bank being written, or a part of one, with what the manifest wants to know of it.
 #[derive(Debug)]
 pub struct BankSink {
     writer: BankWriter,
-    layer: u32,
-    /// For each part the codec of each expert so far.
-    codecs: BTreeMap<String, Vec<String>>,
-    sums: SquareSums,
-    /// How the matrices of each projection were coded so far.
-    notes: BTreeMap<String, Vec<MatrixNote>>,
+    facts: Vec<ExpertFacts>,
 }
 
+/// What the manifest wants to know of an expert.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ExpertFacts {
+    /// Name and codec of each part.
+    codecs: Vec<(String, String)>,
+    /// What coding lost.
+    sums: SquareSums,
+    /// How its matrices were coded.
+    notes: Vec<MatrixNote>,
+}
+
+/// What it wants to know of consecutive experts of a layer.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct BankFacts {
+    /// In order.
+    pub experts: Vec<ExpertFacts>,
+    /// How many calibration tokens each saw.
+    pub usage: Option<Vec<u64>>,
+}
+
+impl BankFacts {
+    /// Adds those of the experts behind these.
+    pub fn append(&mut self, later: BankFacts) {
+        self.usage = match (self.usage.take(), later.usage) {
+            (Some(mut usage), Some(more)) => {
+                usage.extend(more);
+                Some(usage)
+            }
+            (None, more) if self.experts.is_empty() => more,
+            _ => None,
+        };
+        self.experts.extend(later.experts);
+    }
+}
+
+/// A bank's file and its experts.
+pub type Written = (BankSummary, BankFacts);
+
 impl BankSink {
-    /// Starts the bank of a layer.
+    /// Starts a file of `n_experts` experts of a layer.
     ///
     /// # Errors
     /// The file cannot be created.
     pub fn create(
-        dir: &Path,
+        path: &Path,
         layer: usize,
         n_experts: usize,
         align: u64,
@@ -51,59 +80,79 @@ impl BankSink {
     ) -> Result<BankSink> {
         let too_many =
             |_| Error::bad_data(format!("layer {layer} with {n_experts} experts does not fit a bank"));
-        let (layer_id, n) =
+        let (layer, n) =
             (u32::try_from(layer).map_err(too_many)?, u32::try_from(n_experts).map_err(too_many)?);
-        let writer = BankWriter::create(&dir.join(bank_name(layer_id)), layer_id, n, align, n_planes)?;
-        let (codecs, notes) = (BTreeMap::new(), BTreeMap::new());
-        Ok(BankSink { writer, layer: layer_id, codecs, sums: SquareSums::default(), notes })
+        let writer = BankWriter::create(path, layer, n, align, n_planes)?;
+        Ok(BankSink { writer, facts: Vec::new() })
     }
 
     /// Appends an expert; experts come in order.
     ///
     /// # Errors
     /// A failed write.
-    pub fn write(&mut self, index: usize, coded: &Coded) -> Result<()> {
+    pub fn write(&mut self, coded: &Coded) -> Result<()> {
         let mut parts = Vec::with_capacity(coded.expert.parts.len());
         for part in &coded.expert.parts {
-            let (codec, name) = (part.codec.name(), part.part.name());
-            self.codecs.entry(name.to_owned()).or_default().push(codec.clone());
             let specs = part.codec.planes_of(part.rows, part.cols, &part.planes)?;
             let planes = specs.into_iter().zip(part.planes.iter().map(Vec::as_slice)).collect();
-            let spec =
-                PartSpec { name: name.to_owned(), codec, rows: part.rows as u64, cols: part.cols as u64 };
+            let (name, codec) = (part.part.name().to_owned(), part.codec.name());
+            let spec = PartSpec { name, codec, rows: part.rows as u64, cols: part.cols as u64 };
             parts.push(PartBytes { spec, planes });
         }
-        self.writer.write_expert(u32::try_from(index).unwrap_or(u32::MAX), &parts)?;
-        self.sums.add(&coded.sums);
-        for note in &coded.notes {
-            self.notes.entry(note.part.name().to_owned()).or_default().push(*note);
-        }
-        Ok(())
+        let codecs = parts.iter().map(|p| (p.spec.name.clone(), p.spec.codec.clone())).collect();
+        self.append(&parts, ExpertFacts { codecs, sums: coded.sums, notes: coded.notes.clone() })
     }
 
-    /// Gives the bank its name. `usage` is how many calibration tokens each expert saw.
+    /// Appends an expert whose planes are known.
     ///
     /// # Errors
     /// A failed write.
-    pub fn finish(self, usage: Option<Vec<u64>>) -> Result<LayerNote> {
-        let summary = self.writer.finish()?;
-        let codecs = self.codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect();
-        let error = (self.sums.reference > 0.0).then(|| self.sums.relative());
+    pub fn append(&mut self, parts: &[PartBytes<'_>], facts: ExpertFacts) -> Result<()> {
+        self.writer.write_expert(u32::try_from(self.facts.len()).unwrap_or(u32::MAX), parts)?;
+        self.facts.push(facts);
+        Ok(())
+    }
+
+    /// Gives the file its name. `usage` is how many calibration tokens each expert saw.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn finish(self, usage: Option<Vec<u64>>) -> Result<Written> {
+        Ok((self.writer.finish()?, BankFacts { experts: self.facts, usage }))
+    }
+}
+
+impl LayerNote {
+    /// What is known of a whole bank.
+    pub fn of(layer: usize, (summary, facts): Written) -> LayerNote {
+        let mut sums = SquareSums::default();
+        let (mut codecs, mut notes) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<String, Vec<_>>::new());
+        for expert in facts.experts {
+            sums.add(&expert.sums);
+            expert.codecs.into_iter().for_each(|(part, codec)| codecs.entry(part).or_default().push(codec));
+            let named = expert.notes.into_iter().map(|note| (note.part.name().to_owned(), note));
+            named.for_each(|(part, note)| notes.entry(part).or_default().push(note));
+        }
         let entry = LayerEntry {
-            layer: self.layer,
+            layer: u32::try_from(layer).unwrap_or(u32::MAX),
             bank: summary.file.clone(),
             n_experts: summary.n_experts,
             record_stride: summary.stride,
             max_record_bytes: summary.max_record_bytes,
             payload_bytes: summary.payload_bytes,
             padding_bytes: summary.padding_bytes,
-            usage,
-            codecs,
-            error,
-            experts: self.notes.into_iter().map(|(part, notes)| (part, projection(&notes))).collect(),
+            usage: facts.usage,
+            codecs: codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect(),
+            error: (sums.reference > 0.0).then(|| sums.relative()),
+            experts: notes.into_iter().map(|(part, notes)| (part, projection(&notes))).collect(),
         };
-        Ok(LayerNote { summary, entry })
+        LayerNote { summary, entry }
     }
+}
+
+/// The name of a layer's bank.
+pub fn bank_file(layer: usize) -> String {
+    bank_name(u32::try_from(layer).unwrap_or(u32::MAX))
 }
 
 /// What the manifest says of a projection: a column for each figure, short enough for models of many experts.
@@ -135,29 +184,20 @@ pub fn layer_note(layer: usize) -> String {
     format!("experts-{layer:05}")
 }
 
-/// Copies the side files; gives their entries.
+/// Copies the side files to `dir`; gives their entries.
 ///
 /// # Errors
 /// What cannot be read or written.
-pub fn write_side_files(
-    model: &Model,
-    workspace: &Workspace,
-    notes: &mut Vec<String>,
-) -> Result<Vec<FileEntry>> {
-    let sides = model.side_files(notes)?;
-    if let Some(done) = workspace.note(SIDE_NOTE)? {
-        return Ok(done);
-    }
+pub fn write_side_files(model: &Model, dir: &Path, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
     let mut entries = Vec::new();
-    for side in sides {
-        let target = workspace.dir().join(&side.name);
+    for side in model.side_files(notes)? {
+        let target = dir.join(&side.name);
         let mut bytes = vec![0; usize::try_from(side.bytes).unwrap_or(0)];
         InputFile::open(&side.path)?.read_exact_at(0, &mut bytes)?;
         atomic::write_file(&target, &bytes)?;
         let sha256 = InputFile::open(&target)?.sha256(&|| false).in_file(&target)?;
         entries.push(FileEntry { path: side.name, bytes: side.bytes, sha256 });
     }
-    workspace.leave_note(SIDE_NOTE, &entries)?;
     Ok(entries)
 }
 

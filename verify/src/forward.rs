@@ -47,6 +47,7 @@ mod router;
 mod short_conv;
 mod shortcut;
 mod state_space;
+mod stored;
 mod tap;
 
 use std::ops::Range;

@@ -252,7 +252,7 @@ impl Role {
     }
 }
 /// One matrix (or bias) of a routed expert, in canonical orientation `[out, in]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Part {
     /// `[inter, hidden]`
     Gate,

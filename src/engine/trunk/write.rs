@@ -19,21 +19,23 @@ use super::learn::{LayerEvidence, Learner};
 use super::{CodedPiece, Piece, Trunk, shapes};
 use crate::engine::coder::{Coder, MatrixNote};
 use crate::engine::heldout::loss;
-use crate::engine::workspace::Workspace;
 use crate::progress::Progress;
 use crate::stop::Stop;
 
 /// Bytes of a trunk tensor copied at a time.
 const CHUNK_BYTES: usize = 1 << 20;
-/// The note about the trunk in a workspace.
-const TRUNK_NOTE: &str = "trunk";
+/// What coded matrices wait in is called after this.
+/// The name that the file of coded matrices has for a moment.
+const SPOOL: &str = "trunk.spool.note.json";
 
 /// Writes the trunk of a bundle.
 pub struct TrunkWork<'a> {
     /// The checkpoint.
     pub model: &'a Model,
     /// Where the files go.
-    pub workspace: &'a Workspace,
+    pub dir: &'a Path,
+    /// Where coded matrices of the whole trunk wait for the headers of their files.
+    pub scratch: &'a Path,
     /// How matrices are coded of whose inputs something is known.
     pub coder: Coder<'a>,
     /// Text that tells what inputs are like.
@@ -56,27 +58,23 @@ pub struct TrunkNote {
 }
 
 impl TrunkWork<'_> {
-    /// Writes every trunk tensor, in the order of the checkpoint's files; nothing where an earlier run did.
+    /// Writes every trunk tensor, in the order of the checkpoint's files.
     ///
     /// # Errors
     /// What cannot be read, coded or written; a requested stop.
     pub fn write(&self, trunk: &Trunk<'_>) -> Result<TrunkNote> {
-        if let Some(done) = self.workspace.note(TRUNK_NOTE)? {
-            return Ok(done);
-        }
         let files = trunk.files()?;
         let mut note = TrunkNote::default();
         let text = self.text.filter(|_| self.coder.solver.needs_hessian() && trunk.cols_max() > 0);
         let learnt = text.map(|text| self.code_learnt(trunk, text, &mut note)).transpose()?;
         for (i, range) in files.iter().enumerate() {
-            let path = self.workspace.dir().join(trunk_name(i + 1, files.len()));
+            let path = self.dir.join(trunk_name(i + 1, files.len()));
             let pieces = trunk.pieces(range.clone());
             let rounded = learnt.is_none().then(|| self.code_rounded(pieces)).transpose()?;
             let coded = learnt.as_ref().or(rounded.as_ref());
             note.files.push(self.write_file(&path, pieces, coded)?);
         }
         trunk.left_out.iter().for_each(|scales| self.progress.add(scales.bytes, 0));
-        self.workspace.leave_note(TRUNK_NOTE, &note)?;
         Ok(note)
     }
 
@@ -96,7 +94,7 @@ impl TrunkWork<'_> {
 
     /// Codes what is to be coded of a file, rounding to nearest.
     fn code_rounded(&self, pieces: &[Piece<'_>]) -> Result<Coded> {
-        let mut coded = Coded::create(self.workspace)?;
+        let mut coded = Coded::create(self.scratch)?;
         let matrices = coded_of(pieces.iter());
         let work = |i: usize| {
             self.stop.check()?;
@@ -114,7 +112,7 @@ impl TrunkWork<'_> {
 
     /// Codes what is to be coded of the whole trunk by what a text tells of its inputs, layer by layer.
     fn code_learnt(&self, trunk: &Trunk<'_>, text: &Windows, note: &mut TrunkNote) -> Result<Coded> {
-        let mut coded = Coded::create(self.workspace)?;
+        let mut coded = Coded::create(self.scratch)?;
         let mut learner = Learner::begin(self.model, text, trunk.cols_max(), self.stop)?;
         for l in 0..self.model.spec().layers.len() {
             let evidence = learner.layer(l, &trunk.matrices(l))?;
@@ -196,9 +194,9 @@ struct Coded {
 }
 
 impl Coded {
-    /// None yet.
-    fn create(workspace: &Workspace) -> Result<Coded> {
-        Ok(Coded { spool: Spool::create(workspace.home())?, planes: BTreeMap::new() })
+    /// None yet; their file is in `dir`.
+    fn create(dir: &Path) -> Result<Coded> {
+        Ok(Coded { spool: Spool::create(dir)?, planes: BTreeMap::new() })
     }
 
     fn append(&mut self, piece: &Piece<'_>, matrix: &CodedPiece, planes: &Planes) -> Result<()> {
@@ -218,7 +216,7 @@ struct Spool {
 
 impl Spool {
     fn create(dir: &Path) -> Result<Spool> {
-        let path = dir.join("trunk.spool.note.json");
+        let path = dir.join(SPOOL);
         let file = File::scratch(&path).map_err(|e| Error::output(&e, "create", &path))?;
         Ok(Spool { file, path, end: 0 })
     }

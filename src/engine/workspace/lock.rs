@@ -72,7 +72,8 @@ fn is_still(file: &File, path: &Path) -> bool {
     file.metadata().ok().zip(storage::metadata(path).ok()).is_some_and(|(a, b)| same(a, b))
 }
 
-fn host() -> String {
+/// The name of this machine.
+pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

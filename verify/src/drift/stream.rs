@@ -27,7 +27,7 @@ pub struct LayerDrift {
 }
 
 /// ‖b − a‖² and ‖a‖², to be added up over pieces in a fixed order.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SquareSums {
     /// Σ (b − a)²
     pub difference: f64,

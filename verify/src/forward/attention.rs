@@ -347,6 +347,20 @@ impl Chosen {
         self.starts.len().saturating_sub(1)
     }
 
+    /// The keys of all queries, and where those of each begin.
+    pub(super) fn parts(&self) -> (&[u32], &[usize]) {
+        (&self.keys, &self.starts)
+    }
+
+    /// From these; `None` if they do not fit each other.
+    pub(super) fn of_parts(keys: Vec<u32>, starts: Vec<usize>) -> Option<Chosen> {
+        let fit = match (starts.first(), starts.last()) {
+            (None, None) => keys.is_empty(),
+            (first, last) => first == Some(&0) && last == Some(&keys.len()) && starts.is_sorted(),
+        };
+        fit.then_some(Chosen { keys, starts })
+    }
+
     /// Of one query.
     pub(super) fn of(&self, query: usize) -> &[u32] {
         &self.keys[self.starts[query]..self.starts[query + 1]]
