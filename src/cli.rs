@@ -6,6 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use moepack_format::{Error, Result};
 
 use crate::commands::COMMANDS;
+use crate::memory::{Limit, imposed_limit};
 use crate::output::{say, warn};
 use crate::session::Session;
 use crate::size;
@@ -62,7 +63,7 @@ pub fn parser() -> clap::Command {
             global("memory")
                 .value_name("SIZE")
                 .value_parser(size::parse_arg)
-                .help("Memory the run may take, such as 4GiB; refused with the minimum where it cannot be met"),
+                .help("Memory the run may take, such as 4GiB; refused with the minimum where it cannot be met [default: what the control group and `ulimit -v` allow]"),
         )
 }
 
@@ -85,11 +86,12 @@ fn session(matches: &ArgMatches) -> Result<Session> {
             ));
         }
     }
+    let asked = matches.get_one::<u64>("memory").map(|&bytes| Limit { bytes, of: "--memory" });
     Ok(Session {
         json: matches.get_flag("json"),
         quiet: matches.get_flag("quiet"),
         threads: matches.get_one::<u16>("threads").map_or(cpus, |&n| usize::from(n)),
-        memory: matches.get_one::<u64>("memory").copied(),
+        memory: asked.into_iter().chain(imposed_limit()).min_by_key(|limit| limit.bytes),
         stop: Stop::on_signals()?,
     })
 }

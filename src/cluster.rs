@@ -31,4 +31,5 @@ pub mod source;
 pub mod split;
 pub mod status;
 pub mod submit;
+pub mod who;
 pub mod worker;

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use moepack_format::error::printable;
-use moepack_format::{Error, Kind, Result};
+use moepack_format::{Error, Kind, Result, atomic, storage};
 use serde::Serialize;
 
 /// Writes `text` to stdout. A closed pipe (`| head`) is no error: the reader has what it wanted.
@@ -31,12 +31,14 @@ pub fn print_json(document: &impl Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
-/// Refuses an output file that exists, unless it may be overwritten. Asked before any work is done.
+/// Refuses an output file that exists, unless it may be overwritten, and removes what killed runs left of it. Asked before
+/// any work is done.
 ///
 /// # Errors
 /// Kind `CannotCreate`.
 pub fn refuse_existing_file(path: &Path, overwrite: bool) -> Result<()> {
-    if overwrite || path.symlink_metadata().is_err() {
+    if overwrite || storage::symlink_metadata(path).is_err() {
+        atomic::sweep_dead(path);
         return Ok(());
     }
     Err(Error::new(Kind::CannotCreate, "the output exists")
@@ -49,7 +51,7 @@ pub fn refuse_existing_file(path: &Path, overwrite: bool) -> Result<()> {
 /// # Errors
 /// The file cannot be written.
 pub fn write_file(path: &Path, text: &str) -> Result<()> {
-    moepack_format::atomic::write_file(path, text.as_bytes())
+    atomic::write_file(path, text.as_bytes())
 }
 
 /// One line of talk on stderr; a stderr that is gone is no reason to stop.

@@ -339,6 +339,21 @@ impl Choices {
         if part.is_matrix() { self.get(layer, expert, part) } else { Ok(&Choice::Native) }
     }
 
+    /// Whether all of a layer's experts stay as they are released.
+    ///
+    /// # Errors
+    /// A matrix that is not in the model.
+    pub fn is_copied(&self, layer: usize, n_experts: usize) -> Result<bool> {
+        for expert in 0..n_experts {
+            for part in MATRICES {
+                if !matches!(self.get(layer, expert, part)?, Choice::Native) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// The choice of one matrix.
     fn get(&self, layer: usize, expert: usize, part: Part) -> Result<&Choice> {
         let at = MATRICES.iter().position(|&m| m == part);

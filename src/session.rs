@@ -2,6 +2,7 @@
 
 use moepack_format::{Error, Kind, Result};
 
+use crate::memory::Limit;
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -14,8 +15,8 @@ pub struct Session {
     pub quiet: bool,
     /// Worker threads.
     pub threads: usize,
-    /// Bytes of memory the run may take.
-    pub memory: Option<u64>,
+    /// Memory the run may take.
+    pub memory: Option<Limit>,
     /// Set by signals.
     pub stop: Stop,
 }

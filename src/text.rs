@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use moepack_convert::Model;
-use moepack_format::{Context, Error, InputFile, Result};
+use moepack_format::{Context, Error, InputFile, Result, storage};
 use moepack_verify::forward::no_forward;
 use moepack_verify::text::{TEXT_BYTES_MAX, TOKENIZER_BYTES_MAX, Tokenizer, utf8};
 use moepack_verify::tokens::Windows;
@@ -75,7 +75,7 @@ pub fn windows_of_text(model: &Model, text: &Path, args: &WindowArgs) -> Result<
         return Err(empty.hint("give a text of a few thousand words"));
     }
     let path = model.root().join(TOKENIZER);
-    if !path.exists() {
+    if !storage::exists(&path)? {
         return Err(Error::missing("the model has no tokenizer.json")
             .in_file(model.root())
             .hint("give token ids with --tokens instead of a text"));

@@ -108,8 +108,10 @@ impl Checkpoint {
         let place = Place::find(path)?;
         let Some(index) = Index::read(&place)? else { return Ok(None) };
         let names = index.files();
-        if names.iter().any(|n| place.has(n)) {
-            return Ok(None);
+        for name in &names {
+            if place.has(name)? {
+                return Ok(None);
+            }
         }
         let fingerprint = Fingerprint { bytes: 0, mtime_ns: 0 };
         let file = |name: String| SourceFile { path: place.root().join(&name), name, fingerprint };

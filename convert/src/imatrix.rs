@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use moepack_format::error::Context;
-use moepack_format::{Error, InputFile, Result};
+use moepack_format::{Error, InputFile, Result, storage};
 use moepack_quant::stats::ColumnStats;
 
 use crate::gguf;
@@ -87,7 +87,7 @@ impl Imatrix {
     pub fn looks_like(path: &Path) -> bool {
         let found =
             || Ok(gguf::set::is_gguf(path) || dat::looks_like(&InputFile::open(path)?)) as Result<bool>;
-        path.is_file() && found().unwrap_or(false)
+        storage::is_file(path) && found().unwrap_or(false)
     }
 
     /// Opens a file of either form; of the values only that they are there.

@@ -227,7 +227,7 @@ fn described(checkpoint: &Checkpoint) -> Result<Described> {
 }
 
 fn read_config(place: &Place) -> Result<Config> {
-    if !place.has(CONFIG) {
+    if !place.has(CONFIG)? {
         return Err(Error::missing("config.json is not there")
             .in_file(place.root().join(CONFIG))
             .hint("fetch it with the weights; the tensors alone do not say what the model is"));

@@ -5,9 +5,7 @@
 //! killed process left is removed by [`sweep`].
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Kind, Result};
 use crate::file::{self, CHUNK_BYTES};
 use crate::handles::lock;
+use crate::storage::{self, File};
 
 /// The temporary files of this process.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -28,7 +27,8 @@ pub struct AtomicFile {
     temp_path: PathBuf,
     final_path: PathBuf,
     end: u64,
-    committed: bool,
+    /// Whether the temporary file stays when this is dropped: it has its name by now, or a later run goes on with it.
+    stays: bool,
 }
 
 impl AtomicFile {
@@ -40,7 +40,53 @@ impl AtomicFile {
     pub fn create(final_path: &Path) -> Result<AtomicFile> {
         refuse_special(final_path)?;
         let (file, temp_path) = create_temp(final_path)?;
-        Ok(AtomicFile { file, temp_path, final_path: final_path.to_path_buf(), end: 0, committed: false })
+        // For `sweep_dead`; where there are no locks, nothing is swept either.
+        let _ = file.try_lock();
+        Ok(AtomicFile { file, temp_path, final_path: final_path.to_path_buf(), end: 0, stays: false })
+    }
+
+    /// Starts a file that a later run can go on with: its temporary file, `.NAME.growing`, stays until it is committed
+    /// or somebody removes it. Only for one who holds a lock on the directory.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`].
+    pub fn grow(final_path: &Path) -> Result<AtomicFile> {
+        let temp_path = growing(final_path)?;
+        let removed = storage::remove_file(&temp_path);
+        if let Some(e) = removed.err().filter(|e| e.kind() != ErrorKind::NotFound) {
+            return Err(Error::output(&e, "remove", &temp_path));
+        }
+        let file = File::create_new(&temp_path).map_err(|e| Error::output(&e, "create", final_path))?;
+        Ok(AtomicFile { file, temp_path, final_path: final_path.to_path_buf(), end: 0, stays: true })
+    }
+
+    /// Goes on with a file that [`AtomicFile::grow`] started, whose first `bytes` bytes are durable: `append` continues
+    /// behind them. `None` if it is not there, or shorter.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn grow_on(final_path: &Path, bytes: u64) -> Result<Option<AtomicFile>> {
+        let temp_path = growing(final_path)?;
+        let file = match File::open_again(&temp_path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| Error::output(&e, "open", &temp_path))?,
+        };
+        let found = file.metadata().map_err(|e| Error::io(&e, "stat", &temp_path))?;
+        let whole = found.is_file() && found.len() >= bytes;
+        if whole {
+            // What was written behind may be torn.
+            file.set_len(bytes).map_err(|e| Error::output(&e, "cut", &temp_path))?;
+        }
+        let final_path = final_path.to_path_buf();
+        Ok(whole.then_some(AtomicFile { file, temp_path, final_path, end: bytes, stays: true }))
+    }
+
+    /// Makes what was written so far durable, so that a later run may go on from here.
+    ///
+    /// # Errors
+    /// What the operating system says. What was written since the last time must not be relied on then.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.file.sync().map_err(|e| Error::output(&e, "fsync", &self.final_path))
     }
 
     /// The name it will have.
@@ -129,18 +175,18 @@ impl AtomicFile {
     /// may have dropped the pages, so trying again would prove nothing.
     pub fn commit(mut self) -> Result<()> {
         let path = &self.final_path;
-        self.file.sync_all().map_err(|e| Error::output(&e, "fsync", path))?;
-        std::fs::rename(&self.temp_path, path).map_err(|e| Error::output(&e, "rename", path))?;
-        self.committed = true;
+        self.file.sync().map_err(|e| Error::output(&e, "fsync", path))?;
+        storage::rename(&self.temp_path, path).map_err(|e| Error::output(&e, "rename", path))?;
+        self.stays = true;
         sync_dir(path)
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write_at(bytes, self.end)?;
-        self.end += n as u64;
-        Ok(n)
+        self.file.write_all_at(bytes, self.end)?;
+        self.end += bytes.len() as u64;
+        Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -150,9 +196,9 @@ impl Write for AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         lock(&UNFINISHED).remove(&self.temp_path);
-        if !self.committed {
+        if !self.stays {
             // Nothing can be told to anyone here; `sweep` of the next run removes what is left.
-            let _ = std::fs::remove_file(&self.temp_path);
+            let _ = storage::remove_file(&self.temp_path);
         }
     }
 }
@@ -171,7 +217,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn abandon_all() {
     for path in std::mem::take(&mut *lock(&UNFINISHED)) {
         // The process ends; nobody is left who could be told.
-        let _ = std::fs::remove_file(path);
+        let _ = storage::remove_file(&path);
     }
 }
 
@@ -180,14 +226,39 @@ pub fn abandon_all() {
 /// # Errors
 /// What the operating system says.
 pub fn sweep(dir: &Path) -> Result<()> {
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(&e, "list", dir))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io(&e, "list", dir))?;
-        if entry.file_name().to_str().is_some_and(is_temp_name) {
-            std::fs::remove_file(entry.path()).map_err(|e| Error::output(&e, "remove", &entry.path()))?;
+    let paths = storage::list(dir, usize::MAX).map_err(|e| Error::io(&e, "list", dir))?;
+    let is_ours = |path: &&PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(is_temp_name);
+    paths
+        .iter()
+        .filter(is_ours)
+        .try_for_each(|path| storage::remove_file(path).map_err(|e| Error::output(&e, "remove", path)))
+}
+
+/// Removes temporary files that killed runs left of the file `path`; those of a run that is at it are locked and stay. It is
+/// no matter of the caller's if one cannot be removed.
+pub fn sweep_dead(path: &Path) {
+    let Ok(name) = plain_name(path) else { return };
+    let prefix = format!(".{name}.tmp-");
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_left = |path: &&PathBuf| {
+        let found = path.file_name().and_then(|n| n.to_str());
+        found.is_some_and(|n| n.starts_with(&prefix) && is_temp_name(n))
+    };
+    for path in storage::list(dir, usize::MAX).unwrap_or_default().iter().filter(is_left) {
+        if File::open_again(path).and_then(|file| file.try_lock()).is_ok_and(|alone| alone) {
+            let _ = storage::remove_file(path);
         }
     }
-    Ok(())
+}
+
+/// The temporary file of one that grows over several runs.
+fn growing(final_path: &Path) -> Result<PathBuf> {
+    Ok(final_path.with_file_name(format!(".{}.growing", plain_name(final_path)?)))
+}
+
+fn plain_name(path: &Path) -> Result<&str> {
+    let name = path.file_name().and_then(|n| n.to_str());
+    name.ok_or_else(|| Error::usage("an output needs a file name in UTF-8").in_file(path))
 }
 
 /// Whether `name` is one that [`AtomicFile`] gives its temporary files: `.NAME.tmp-PID-N`.
@@ -200,7 +271,7 @@ pub fn is_temp_name(name: &str) -> bool {
 
 /// Refuses to put a file in place of a device, FIFO or socket, such as /dev/null.
 fn refuse_special(path: &Path) -> Result<()> {
-    match std::fs::metadata(path) {
+    match storage::metadata(path) {
         Ok(found) if !found.is_file() && !found.is_dir() => Err(Error::new(
             Kind::CannotCreate,
             "the output is a device, FIFO or socket, expected a file or nothing",
@@ -212,15 +283,12 @@ fn refuse_special(path: &Path) -> Result<()> {
 
 fn create_temp(final_path: &Path) -> Result<(File, PathBuf)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = final_path
-        .file_name()
-        .and_then(|n| n.to_str())
-        .ok_or_else(|| Error::usage("an output needs a file name in UTF-8").in_file(final_path))?;
+    let name = plain_name(final_path)?;
     loop {
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temp_path = final_path.with_file_name(format!(".{name}.tmp-{}-{n}", std::process::id()));
         // `create_new` follows no link that somebody put there.
-        match OpenOptions::new().read(true).write(true).create_new(true).open(&temp_path) {
+        match File::create_new(&temp_path) {
             Ok(file) => {
                 lock(&UNFINISHED).insert(temp_path.clone());
                 return Ok((file, temp_path));
@@ -234,16 +302,8 @@ fn create_temp(final_path: &Path) -> Result<(File, PathBuf)> {
 
 /// Makes the directory entry of `path` durable.
 fn sync_dir(path: &Path) -> Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let synced = File::open(dir).and_then(|d| d.sync_all());
-    match synced {
-        // Some file systems cannot sync a directory; their renames are as durable as they get.
-        Err(e) if e.kind() == ErrorKind::InvalidInput => Ok(()),
-        other => other.map_err(|e| Error::output(&e, "fsync the directory of", path)),
-    }
+    let dir = path.parent().unwrap_or(Path::new("."));
+    storage::sync_dir(dir).map_err(|e| Error::output(&e, "fsync the directory of", path))
 }
 
 #[cfg(test)]
@@ -295,6 +355,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_durable_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        assert!(AtomicFile::grow_on(&path, 0).unwrap().is_none());
+        let mut file = AtomicFile::grow(&path).unwrap();
+        file.append(b"abcdef").unwrap();
+        file.checkpoint().unwrap();
+        drop(file);
+        assert!(AtomicFile::grow_on(&path, 7).unwrap().is_none(), "shorter than it is said to be");
+        let mut file = AtomicFile::grow_on(&path, 4).unwrap().unwrap();
+        file.append(b"EF").unwrap();
+        file.commit().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"abcdEF");
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
     fn a_device_is_not_replaced() {
         let e = AtomicFile::create(Path::new("/dev/null")).unwrap_err();
         assert_eq!(e.kind(), Kind::CannotCreate);
@@ -329,6 +406,21 @@ mod tests {
         let mut left = names(dir.path());
         left.sort();
         assert_eq!(left, [".a.tmp-x-1", ".gitignore", "a.tmp-1-1"]);
+    }
+
+    #[test]
+    fn a_dead_run_is_swept_away_and_a_live_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        std::fs::write(dir.path().join(".out.tmp-1-0"), b"").unwrap();
+        std::fs::write(dir.path().join(".other.tmp-1-0"), b"").unwrap();
+        let live = AtomicFile::create(&path).unwrap();
+        sweep_dead(&path);
+        assert_eq!(names(dir.path()).len(), 2);
+        live.commit().unwrap();
+        let mut left = names(dir.path());
+        left.sort();
+        assert_eq!(left, [".other.tmp-1-0", "out"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::file::{InputFile, cut_short};
 use crate::manifest::{FileEntry, LayerEntry, MANIFEST, Manifest};
 use crate::safetensors::TensorInfo;
+use crate::storage;
 use crate::trunk::TrunkFile;
 
 /// What [`Bundle::trunk`] says of a tensor that two files have.
@@ -38,8 +39,12 @@ impl Bundle {
     pub fn open(dir: &Path) -> Result<Bundle> {
         let bundle = Bundle::with_manifest(dir, Manifest::read(dir)?)?;
         let files = &bundle.manifest.files;
-        let missing: Vec<_> =
-            files.iter().map(|f| f.path.as_str()).filter(|p| !dir.join(p).exists()).collect();
+        let mut missing = Vec::new();
+        for file in files {
+            if !storage::exists(&dir.join(&file.path))? {
+                missing.push(file.path.as_str());
+            }
+        }
         if !missing.is_empty() {
             let what = format!("{} files are missing: {}", missing.len(), missing.join(" "));
             return Err(Error::missing(what).in_file(dir).hint("copy or download the bundle again"));
@@ -57,10 +62,9 @@ impl Bundle {
 
     /// Whether `path` is meant to be a bundle, finished or not.
     pub fn is_bundle(path: &Path) -> bool {
-        path.join(MANIFEST).is_file()
-            || std::fs::read_dir(path).is_ok_and(|entries| {
-                entries.flatten().any(|e| e.file_name().to_str().is_some_and(is_bank_name))
-            })
+        let is_bank = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(is_bank_name);
+        storage::is_file(&path.join(MANIFEST))
+            || storage::list(path, usize::MAX).is_ok_and(|paths| paths.iter().any(is_bank))
     }
 
     /// Looks for damage in every file; see [`check::check`], which does not need the bundle to open.

@@ -17,6 +17,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::file::{InputFile, hex};
 use crate::handles::lock;
 use crate::manifest::{FileEntry, MANIFEST, Manifest, Totals, check_hash, read_text};
+use crate::storage;
 use crate::trunk::TrunkFile;
 
 /// How much is looked at.
@@ -334,11 +335,9 @@ fn trunk_twice(bundle: &Bundle) -> Option<Damage> {
 /// Files that the manifest does not list. Hidden ones belong to whoever moved the bundle here.
 fn extra_files(bundle: &Bundle) -> Result<Vec<Damage>> {
     let dir = &bundle.dir;
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(&e, "list", dir))? {
-        let entry = entry.map_err(|e| Error::io(&e, "list", dir))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
-    }
+    let paths = storage::list(dir, usize::MAX).map_err(|e| Error::io(&e, "list", dir))?;
+    let names = paths.iter().filter_map(|path| path.file_name());
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
     names.retain(|n| !n.starts_with('.') && n != MANIFEST && bundle.manifest.file(n).is_none());
     names.sort_unstable();
     let error = Error::bad_data("the manifest does not list this file");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::storage;
 
 /// The directory, free of links, that files named by `dir` may lie in: `dir` itself, or the whole `models--*`
 /// directory if `dir` is a snapshot in a Hugging Face cache, whose files are links into `../../blobs`.
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// What the operating system says.
 pub fn root_of(dir: &Path) -> Result<PathBuf> {
-    let real = std::fs::canonicalize(dir).map_err(|e| Error::io(&e, "open", dir))?;
+    let real = storage::canonicalize(dir).map_err(|e| Error::io(&e, "open", dir))?;
     let snapshots = real.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"));
     let model = snapshots
         .and_then(Path::parent)
@@ -23,7 +24,7 @@ pub fn root_of(dir: &Path) -> Result<PathBuf> {
 /// # Errors
 /// `BadData` if it leads outside, else what the operating system says.
 pub fn contained(root: &Path, path: &Path) -> Result<PathBuf> {
-    let real = std::fs::canonicalize(path).map_err(|e| Error::io(&e, "open", path))?;
+    let real = storage::canonicalize(path).map_err(|e| Error::io(&e, "open", path))?;
     if real.starts_with(root) {
         return Ok(real);
     }

@@ -122,7 +122,12 @@ impl Error {
             _ => Kind::Io,
         };
         let new = Error::new(kind, format!("cannot {doing}: {error}")).in_file(path);
-        if kind == Kind::Temporary { new.hint("free some space and run the same command again") } else { new }
+        match error.kind() {
+            E::FileTooLarge => new
+                .hint("this file system or `ulimit -f` allows no larger file; raise that or write elsewhere"),
+            _ if kind == Kind::Temporary => new.hint("free some space and run the same command again"),
+            _ => new,
+        }
     }
 
     /// As [`Error::io`] for something that is being written: a missing or unsuitable directory means that the output

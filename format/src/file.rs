@@ -2,9 +2,8 @@
 //!
 //! Only regular files are opened, every read is told its offset, and every complaint names the file.
 
-use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
 use crate::handles::Handle;
+use crate::storage::File;
 
 /// Bytes read at a time when a whole file is streamed.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -140,8 +140,7 @@ pub(crate) fn cut_short(error: Error) -> Error {
 
 /// Opens for reading with extra flags.
 pub(crate) fn open_with(path: &Path, flags: OFlags) -> Result<File> {
-    let flags = i32::try_from(flags.bits()).unwrap_or(0);
-    OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| Error::io(&e, "open", path))
+    File::open(path, flags).map_err(|e| Error::io(&e, "open", path))
 }
 
 /// Reads until `buf` is full or the file ends; returns the number of bytes, or the error and where it came.

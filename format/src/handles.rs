@@ -6,7 +6,7 @@
 //! error.
 
 use std::collections::VecDeque;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, Result};
 use crate::file::open_with;
+use crate::storage::File;
 
 /// A file that is opened when it is needed.
 #[derive(Debug)]

@@ -24,6 +24,7 @@ pub mod pager;
 pub mod safetensors;
 #[cfg(test)]
 mod spec;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod trunk;

@@ -177,7 +177,7 @@ pub fn check_file_name(name: &str) -> Result<()> {
 pub(crate) fn read_text(dir: &Path) -> Result<Vec<u8>> {
     let path = dir.join(MANIFEST);
     let file = InputFile::open(&path).map_err(|e| match e.kind() {
-        Kind::Missing if dir.is_dir() => unfinished(dir),
+        Kind::Missing if crate::storage::is_dir(dir) => unfinished(dir),
         _ => e,
     })?;
     if file.len() > MANIFEST_BYTES_MAX {

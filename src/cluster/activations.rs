@@ -16,14 +16,15 @@ use std::time::Duration;
 
 use moepack_convert::Model;
 use moepack_format::file::hex;
-use moepack_format::{AtomicFile, Context, Error, InputFile, Kind, Result};
+use moepack_format::{AtomicFile, Context, Error, InputFile, Kind, Result, storage};
 use moepack_quant::Isa;
 use moepack_verify::forward::{Delta, LayerWeights, MoePass, RoutedSum, Stream, embed, ordered};
 use moepack_verify::tokens::Windows;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::claim::{Watch, Who};
+use crate::cluster::claim::Watch;
 use crate::cluster::folder::PlanFolder;
+use crate::cluster::who::Who;
 use crate::stop::Stop;
 
 /// First line of stored activations.
@@ -82,7 +83,7 @@ impl Units<'_> {
         let Some(next) = self.model.spec().moe_layers().map(|(l, _)| l).find(|l| *l > layer) else {
             return Ok(());
         };
-        if (0..self.units.len()).all(|unit| self.path(unit, next).exists()) {
+        if self.lacking(next)?.is_empty() {
             return Ok(());
         }
         stream.add(self.isa, delta);
@@ -101,8 +102,7 @@ impl Units<'_> {
     fn make_all(&self, layer: usize) -> Result<()> {
         let (mut watch, mut waiting) = (Watch::default(), false);
         loop {
-            let lacking = (0..self.units.len()).filter(|&unit| !self.path(unit, layer).exists());
-            let lacking: Vec<usize> = lacking.collect();
+            let lacking = self.lacking(layer)?;
             let Some(&first) = lacking.first() else { break };
             if !self.make_one(&lacking, layer, &mut watch)? {
                 let holder = Watch::holder(&self.claim(first)).unwrap_or_else(|| "another worker".to_owned());
@@ -116,6 +116,17 @@ impl Units<'_> {
             (self.waits)(None);
         }
         Ok(())
+    }
+
+    /// Units that are not stored at a layer.
+    fn lacking(&self, layer: usize) -> Result<Vec<usize>> {
+        let mut lacking = Vec::new();
+        for unit in 0..self.units.len() {
+            if !storage::exists(&self.path(unit, layer))? {
+                lacking.push(unit);
+            }
+        }
+        Ok(lacking)
     }
 
     /// Makes the first of these units that is free; says whether one was.
@@ -135,7 +146,12 @@ impl Units<'_> {
         let range = self.units.get(unit).cloned().unwrap_or_default();
         let windows = self.part(&range);
         let moe = |l: usize| self.model.spec().moe(l).is_some();
-        let stored = (0..=layer).rev().find(|&l| moe(l) && self.path(unit, l).exists());
+        let mut stored = None;
+        for l in (0..=layer).filter(|&l| moe(l)) {
+            if storage::exists(&self.path(unit, l))? {
+                stored = Some(l);
+            }
+        }
         let mut stream = match stored {
             Some(l) => self.load(unit, l)?,
             None => embed(self.model, &windows)?,
@@ -198,7 +214,7 @@ impl Units<'_> {
     /// Stores a unit's stream, whole or not at all; what is there has the same bytes and stays.
     fn store(&self, unit: usize, layer: usize, stream: &Stream) -> Result<()> {
         let path = self.path(unit, layer);
-        if path.exists() {
+        if storage::exists(&path)? {
             return Ok(());
         }
         let mut to = Hashing { file: AtomicFile::create(&path)?, hash: Sha256::new() };

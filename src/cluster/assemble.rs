@@ -1,6 +1,6 @@
 //! A layer that was coded in several pieces becomes one bank: whoever publishes the last of them puts it together.
 
-use moepack_format::{Bank, BankSummary, PartBytes, Result};
+use moepack_format::{Bank, BankSummary, PartBytes, Result, storage};
 
 use crate::cluster::folder::{PlanFolder, part_file};
 use crate::cluster::plan::{Piece, Plan};
@@ -23,7 +23,7 @@ pub fn assemble(folder: &PlanFolder, plan: &Plan, layer: usize, attempt: &Attemp
     if is_done(folder, plan, Piece::Bank { layer })? {
         for range in plan.ranges_of(layer) {
             // It may be gone already, and what stays is removed by merging.
-            let _ = std::fs::remove_file(folder.parts().join(part_file(layer, &range)));
+            let _ = storage::remove_file(&folder.parts().join(part_file(layer, &range)));
         }
     }
     Ok(())

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use moepack_format::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::claim::Who;
 use crate::cluster::publish::replace_json;
+use crate::cluster::who::Who;
 use crate::engine::workspace::read_json;
 use crate::progress::Progress;
 

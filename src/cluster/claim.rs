@@ -8,14 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use moepack_format::Result;
-use moepack_format::file::hex;
+use moepack_format::{Result, storage};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::cluster::beat::Repeated;
 use crate::cluster::publish::{create_json, replace_json};
-use crate::engine::workspace::{host, read_json};
+use crate::cluster::who::Who;
+use crate::engine::workspace::read_json;
 
 /// How long a claim or a heartbeat may stay as it is.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
@@ -26,50 +25,6 @@ const DEAD_AFTER_ENV: &str = "MOEPACK_DEAD_AFTER";
 pub fn dead_after() -> Duration {
     let asked = std::env::var(DEAD_AFTER_ENV).ok().and_then(|s| s.parse().ok());
     asked.map_or(DEAD_AFTER, Duration::from_secs)
-}
-
-/// A process on some machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
-    /// Its host, in letters that fit a file name.
-    pub host: String,
-    /// Its id.
-    pub pid: u32,
-    /// Which machine since when, and which processes this one sees: process ids mean something only there.
-    place: String,
-    /// When it began, in clock ticks of that machine.
-    began: Option<u64>,
-}
-
-impl Who {
-    /// This process.
-    pub fn this() -> Who {
-        let fits = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-        let pid = std::process::id();
-        Who { host: host().chars().map(fits).take(64).collect(), pid, place: place(), began: began(pid) }
-    }
-
-    /// Where its process id means something, in twelve letters.
-    pub fn machine(&self) -> String {
-        hex(&Sha256::digest(self.place.as_bytes())).chars().take(12).collect()
-    }
-
-    /// Whether it is gone, where that can be seen from here.
-    pub fn is_gone(&self) -> bool {
-        self.place == place() && (self.began.is_none() || began(self.pid) != self.began)
-    }
-}
-
-fn place() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {} {}", host(), boot.trim(), namespace.display())
-}
-
-/// The 22nd field of the process's line, behind a name that may hold anything but ends with the last parenthesis.
-fn began(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// What a claim's file says.
@@ -103,7 +58,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if read_json::<Held>(&self.path).is_ok_and(|held| held.is_some_and(|held| held.who == self.who)) {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = storage::remove_file(&self.path);
         }
     }
 }
@@ -171,7 +126,7 @@ mod tests {
     fn the_claim_of_a_dead_process_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("unit.claim");
-        let dead = Who { began: Some(0), ..Who::this() };
+        let dead = Who::gone();
         replace_json(&path, &Held { who: dead, beat: 7 }).unwrap();
         assert!(Watch::default().claim(&path, &Who::this()).unwrap().is_some());
     }
@@ -180,7 +135,7 @@ mod tests {
     fn what_another_machine_does_not_renew_is_dead_after_a_while() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("unit.claim");
-        let who = Who { place: "elsewhere".into(), ..Who::this() };
+        let who = Who::elsewhere();
         let held = Held { who, beat: 7 };
         let mut watch = Watch::default();
         assert!(!watch.is_dead(&path, held.clone()));

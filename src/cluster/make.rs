@@ -1,10 +1,10 @@
 //! Making a plan: the directory appears whole or not at all.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use moepack_convert::Model;
-use moepack_format::{Error, InputFile, Kind, Result, atomic};
+use moepack_format::file::CHUNK_BYTES;
+use moepack_format::{AtomicFile, Error, InputFile, Kind, Result, atomic, storage};
 use moepack_verify::tokens::Windows;
 
 use crate::cluster::folder::{FOLDERS, PlanFolder};
@@ -14,7 +14,6 @@ use crate::cluster::split::{split, units};
 use crate::engine::budget::stream_bytes;
 use crate::engine::sizes::Sizes;
 use crate::engine::stats::tokens_sha256;
-use crate::engine::workspace::{rename, sync_dir};
 use crate::recipe::{Recipe, moe_layers};
 use crate::stop::Stop;
 
@@ -162,7 +161,7 @@ pub fn unit_bytes(model: &Model, n_tokens: u64) -> u64 {
 pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
     let cannot =
         |what: &str, hint: &str| Err(Error::new(Kind::CannotCreate, what).in_file(target).hint(hint));
-    match target.symlink_metadata() {
+    match storage::symlink_metadata(target) {
         Err(_) => Ok(()),
         Ok(_) if !overwrite => cannot("the output exists", "choose another name, or say --overwrite"),
         Ok(_) => match Plan::read(&PlanFolder::of(target)) {
@@ -178,18 +177,32 @@ fn write(job: &Job<'_>, plan: &Plan, target: &Path, overwrite: bool) -> Result<(
     let made = fill(job, plan, &growing).and_then(|()| rename(&growing, target, overwrite));
     if made.is_err() {
         // The error that led here matters more.
-        let _ = fs::remove_dir_all(&growing);
+        let _ = storage::remove_dir_all(&growing);
     }
-    made?;
-    sync_dir(target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    made
+}
+
+/// Gives a finished directory its name, durably. An old one changes places with it and is removed.
+///
+/// # Errors
+/// The file system refuses.
+pub fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<()> {
+    let failed = |e: std::io::Error| Error::output(&e, "rename what is finished to", to);
+    if overwrite && storage::exists(to)? {
+        storage::exchange(from, to).map_err(failed)?;
+        storage::remove_dir_all(from).map_err(|e| Error::output(&e, "remove the old", from))?;
+    } else {
+        storage::rename_new(from, to).map_err(failed)?;
+    }
+    storage::sync_dir(to.parent().unwrap_or(Path::new("."))).map_err(failed)
 }
 
 fn fill(job: &Job<'_>, plan: &Plan, dir: &Path) -> Result<()> {
     let folder = PlanFolder::of(dir);
-    fs::create_dir(dir).map_err(|e| Error::output(&e, "create the plan", dir))?;
+    storage::create_dir(dir).map_err(|e| Error::output(&e, "create the plan", dir))?;
     for name in FOLDERS {
         let path = dir.join(name);
-        fs::create_dir(&path).map_err(|e| Error::output(&e, "create", &path))?;
+        storage::create_dir(&path).map_err(|e| Error::output(&e, "create", &path))?;
     }
     if let Some(text) = job.text {
         let windows: Vec<&[u32]> = text.iter().collect();
@@ -197,10 +210,23 @@ fn fill(job: &Job<'_>, plan: &Plan, dir: &Path) -> Result<()> {
         atomic::write_file(&folder.tokens(), &json)?;
     }
     if let (None, Some(stats)) = (job.text, job.stats) {
-        fs::copy(stats, folder.stats())
-            .map_err(|e| Error::output(&e, "copy the stats to", &folder.stats()))?;
+        copy(stats, &folder.stats())?;
     }
     let text = serde_json::to_vec_pretty(plan).map_err(|e| Error::bad_data(e.to_string()))?;
     atomic::write_file(&folder.plan(), &text)?;
-    sync_dir(dir)
+    storage::sync_dir(dir).map_err(|e| Error::output(&e, "fsync", dir))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let (source, mut target) = (InputFile::open(from)?, AtomicFile::create(to)?);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut left = source.len();
+    while left > 0 {
+        let n = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        let part = chunk.get_mut(..n).unwrap_or_default();
+        source.read_exact_at(source.len() - left, part)?;
+        target.append(part)?;
+        left -= n as u64;
+    }
+    target.commit()
 }

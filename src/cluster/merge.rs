@@ -1,22 +1,24 @@
 //! Merging: when every shard is done, the manifest is written and the bundle gets its name. No bank is read or copied.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use moepack_format::bundle::Bundle;
 use moepack_format::manifest::{FileEntry, Manifest, Totals};
-use moepack_format::{Context, Error, InputFile, Kind, Result, atomic};
+use moepack_format::{Context, Error, InputFile, Kind, Result, atomic, storage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::folder::PlanFolder;
+use crate::cluster::make::rename;
 use crate::cluster::plan::{Piece, Plan};
 use crate::cluster::publish::replace_json;
 use crate::cluster::reports::{missing, ranges, report};
-use crate::engine::workspace::{read_json, refuse_existing, rename, sync_dir};
+use crate::engine::workspace::{read_json, refuse_existing};
 use crate::engine::writer::{LayerNote, fill_up};
 use crate::stop::Stop;
 
+/// Files of a bundle that are looked at: more than any has.
+const FILES_MAX: usize = 1 << 20;
 /// The note that a plan is merged.
 const MERGED: &str = "merged.json";
 
@@ -48,7 +50,7 @@ pub fn merge(folder: &PlanFolder, plan: &Plan, options: Options<'_>, stop: &Stop
     let note = folder.path().join(MERGED);
     let target = std::path::absolute(options.target).map_err(|e| Error::io(&e, "find", options.target))?;
     if let Some(merged) = read_json::<Merged>(&note)?.filter(|m| m.plan == plan.id)
-        && !folder.bundle().exists()
+        && !storage::exists(&folder.bundle())?
     {
         return merged_before(&merged, &target);
     }
@@ -64,7 +66,7 @@ pub fn merge(folder: &PlanFolder, plan: &Plan, options: Options<'_>, stop: &Stop
     let manifest = manifest(folder, plan)?;
     check_files(folder, &manifest, options.verify, stop)?;
     manifest.write(&folder.bundle())?;
-    sync_dir(&folder.bundle())?;
+    storage::sync_dir(&folder.bundle()).map_err(|e| Error::output(&e, "fsync", &folder.bundle()))?;
     replace_json(&note, &Merged { plan: plan.id.clone(), bundle: target })?;
     give_name(folder, options)?;
     clean(folder, plan);
@@ -77,7 +79,7 @@ pub fn merge(folder: &PlanFolder, plan: &Plan, options: Options<'_>, stop: &Stop
 /// A note that is damaged.
 pub fn is_merged(folder: &PlanFolder, plan: &Plan) -> Result<bool> {
     let merged = read_json::<Merged>(&folder.path().join(MERGED))?;
-    Ok(merged.is_some_and(|m| m.plan == plan.id) && !folder.bundle().exists())
+    Ok(merged.is_some_and(|m| m.plan == plan.id) && !storage::exists(&folder.bundle())?)
 }
 
 fn merged_before(merged: &Merged, target: &Path) -> Result<Manifest> {
@@ -113,10 +115,9 @@ fn manifest(folder: &PlanFolder, plan: &Plan) -> Result<Manifest> {
 fn check_files(folder: &PlanFolder, manifest: &Manifest, verify: bool, stop: &Stop) -> Result<()> {
     let dir = folder.bundle();
     atomic::sweep(&dir)?;
-    let entries = fs::read_dir(&dir).map_err(|e| Error::io(&e, "list", &dir))?;
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io(&e, "list", &dir))?.file_name();
-        let name = name.to_string_lossy();
+    let entries = storage::list(&dir, FILES_MAX).map_err(|e| Error::io(&e, "list", &dir))?;
+    for path in entries {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name != moepack_format::manifest::MANIFEST && manifest.file(&name).is_none() {
             return Err(Error::bad_data("no shard of this plan made this file")
                 .in_file(dir.join(&*name))
@@ -148,14 +149,13 @@ fn give_name(folder: &PlanFolder, options: Options<'_>) -> Result<()> {
         } else {
             e
         }
-    })?;
-    sync_dir(options.target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    })
 }
 
 /// Removes what nobody needs any more. What stays is only untidy.
 fn clean(folder: &PlanFolder, plan: &Plan) {
     let activations = (!plan.keep_activations).then(|| folder.activations());
     for dir in activations.into_iter().chain([folder.attempts(), folder.parts()]) {
-        let _ = fs::remove_dir_all(&dir);
+        let _ = storage::remove_dir_all(&dir);
     }
 }

@@ -1,18 +1,19 @@
 //! Finished files get their final name by a link that fails where somebody was first; whoever is second compares.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use moepack_format::{Error, InputFile, Result, atomic};
-use rustix::fs::RenameFlags;
+use moepack_format::{Error, InputFile, Result, atomic, storage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cluster::claim::Who;
 use crate::cluster::folder::PlanFolder;
-use crate::engine::workspace::{read_json, sync_dir, write_json};
+use crate::cluster::who::{Who, is_here};
+use crate::engine::workspace::{read_json, write_json};
+
+/// Attempts that are looked at.
+const ATTEMPTS_MAX: usize = 1 << 20;
 
 /// A directory that one attempt at a shard writes in, removed with it.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl Attempt {
             let n = COUNTER.fetch_add(1, Ordering::Relaxed);
             let name = format!("shard-{shard}.{}-{}-{n}", who.machine(), who.pid);
             let path = folder.attempts().join(name);
-            match fs::create_dir(&path) {
+            match storage::create_dir(&path) {
                 Ok(()) => return Ok(Attempt(path)),
                 // Left by an earlier process of this id: containers start at 1 again.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
@@ -49,15 +50,14 @@ impl Attempt {
     /// Another attempt published other bytes (kind `BadData`), or the file system refuses.
     pub fn publish(&self, name: &str, target: &Path, sha256: &str) -> Result<()> {
         let source = self.0.join(name);
-        if link(&source, target)? {
-            sync_parent(target)?;
-        } else {
-            let found = InputFile::open(target)?.sha256(&|| false)?;
-            if found != sha256 {
-                return Err(other_bytes(target, &found, sha256));
-            }
+        if give_name(&source, target)? {
+            return Ok(());
         }
-        fs::remove_file(&source).map_err(|e| Error::output(&e, "remove", &source))
+        let found = InputFile::open(target)?.sha256(&|| false)?;
+        if found != sha256 {
+            return Err(other_bytes(target, &found, sha256));
+        }
+        remove(&source)
     }
 
     /// Publishes a report. Gives whether this was the first.
@@ -71,34 +71,32 @@ impl Attempt {
         let name = target.file_name().unwrap_or_default();
         let source = self.0.join(name);
         write_json(&source, report)?;
-        let first = link(&source, target)?;
-        if first {
-            sync_parent(target)?;
-        } else if read_json::<T>(target)?.is_none_or(|found| found != *report) {
+        if give_name(&source, target)? {
+            return Ok(true);
+        }
+        if read_json::<T>(target)?.is_none_or(|found| found != *report) {
             return Err(other_bytes(target, "another report", "the same"));
         }
-        fs::remove_file(&source).map_err(|e| Error::output(&e, "remove", &source))?;
-        Ok(first)
+        remove(&source).map(|()| false)
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         // Merging removes what is left.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = storage::remove_dir_all(&self.0);
     }
 }
 
 /// Removes what earlier attempts at this shard left here whose processes are gone.
 pub fn sweep(folder: &PlanFolder, shard: usize, who: &Who) {
     let ours = format!("shard-{shard}.{}-", who.machine());
-    let entries = fs::read_dir(folder.attempts()).into_iter().flatten().flatten();
-    for entry in entries {
-        let name = entry.file_name().to_string_lossy().into_owned();
+    for path in storage::list(&folder.attempts(), ATTEMPTS_MAX).unwrap_or_default() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let pid = name.strip_prefix(&ours).and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| pid != who.pid.to_string() && !Path::new("/proc").join(pid).exists()) {
+        if pid.is_some_and(|pid| pid != who.pid.to_string() && !is_here(pid)) {
             // What stays is removed by merging.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = storage::remove_dir_all(&path);
         }
     }
 }
@@ -109,42 +107,28 @@ fn other_bytes(target: &Path, found: &str, own: &str) -> Error {
         .hint("one of the machines computes wrongly, or programs differ; find out which, remove the file and its report, and run the shard again")
 }
 
-/// Gives `source` a second name, unless something has it already; says whether it did.
-fn link(source: &Path, target: &Path) -> Result<bool> {
-    match fs::hard_link(source, target) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+/// Gives a file its final name, unless something has it already; says whether it did. `source` is gone then.
+fn give_name(source: &Path, target: &Path) -> Result<bool> {
+    let failed = |e: std::io::Error| Error::output(&e, "publish", target);
+    match storage::hard_link(source, target) {
+        Ok(()) => remove(source)?,
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
         // Some file systems have no links.
         Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
-            copy(source, target)
+            match storage::rename_new(source, target) {
+                Ok(()) => {}
+                Err(_) if storage::exists(target)? => return Ok(false),
+                Err(e) => return Err(failed(e)),
+            }
         }
-        Err(e) => Err(Error::output(&e, "publish", target)),
+        Err(e) => return Err(failed(e)),
     }
+    storage::sync_dir(target.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+    Ok(true)
 }
 
-/// The same by a copy that is renamed.
-fn copy(source: &Path, target: &Path) -> Result<bool> {
-    let second = source.with_extension("copy");
-    fs::copy(source, &second).map_err(|e| Error::output(&e, "copy", &second))?;
-    let cwd = rustix::fs::CWD;
-    let done = match rustix::fs::renameat_with(cwd, &second, cwd, target, RenameFlags::NOREPLACE) {
-        Ok(()) => return Ok(true),
-        Err(rustix::io::Errno::EXIST) => Ok(false),
-        // Whoever is second then replaces equal bytes by equal bytes.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !target.exists() => {
-            return fs::rename(&second, target)
-                .map(|()| true)
-                .map_err(|e| Error::output(&e, "publish", target));
-        }
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => Ok(false),
-        Err(e) => Err(Error::output(&e.into(), "publish", target)),
-    };
-    fs::remove_file(&second).map_err(|e| Error::output(&e, "remove", &second))?;
-    done
-}
-
-fn sync_parent(target: &Path) -> Result<()> {
-    sync_dir(target.parent().unwrap_or(Path::new(".")))
+fn remove(path: &Path) -> Result<()> {
+    storage::remove_file(path).map_err(|e| Error::output(&e, "remove", path))
 }
 
 /// Creates a small file; says whether nobody did before.
@@ -158,9 +142,11 @@ pub fn create_json<T: Serialize>(path: &Path, value: &T) -> Result<bool> {
     let who = Who::this();
     let source = path.with_file_name(format!(".{name}.{}-{}-{n}", who.machine(), who.pid));
     replace_json(&source, value)?;
-    let first = link(&source, path);
-    fs::remove_file(&source).map_err(|e| Error::output(&e, "remove", &source))?;
-    first
+    let first = give_name(&source, path)?;
+    if !first {
+        remove(&source)?;
+    }
+    Ok(first)
 }
 
 /// Replaces a small file that only informs.
@@ -174,6 +160,8 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -201,15 +189,5 @@ mod tests {
         assert!(other.publish_report(&8, &root.path().join("r.json")).is_err());
         drop(other);
         assert_eq!(fs::read_dir(root.path().join("attempts")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn where_there_are_no_links_a_copy_is_renamed() {
-        let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().join(name);
-        fs::write(at("a"), "abc").unwrap();
-        assert_eq!(copy(&at("a"), &at("b")), Ok(true));
-        assert_eq!(copy(&at("a"), &at("b")), Ok(false));
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
 }

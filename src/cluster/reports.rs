@@ -4,7 +4,7 @@ use std::path::Path;
 
 use moepack_format::bank::BankSummary;
 use moepack_format::manifest::Manifest;
-use moepack_format::{Context, Error, Result};
+use moepack_format::{Context, Error, Result, storage};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,7 @@ pub fn is_done(folder: &PlanFolder, plan: &Plan, piece: Piece) -> Result<bool> {
 }
 
 fn has_length(path: &Path, bytes: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == bytes)
+    storage::metadata(path).is_ok_and(|m| m.is_file() && m.len() == bytes)
 }
 
 /// Whether a layer that is made in several pieces has them all, but nobody put them together.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::manifest::FileEntry;
-use moepack_format::{Context, Error, Kind, Result};
+use moepack_format::{Context, Error, Kind, Result, storage};
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::forward::LayerWeights;
@@ -15,24 +15,24 @@ use moepack_verify::tokens::Windows;
 use crate::cluster::activations::Units;
 use crate::cluster::assemble::{assemble, publish_bank};
 use crate::cluster::beat::{Heart, State};
-use crate::cluster::claim::Who;
 use crate::cluster::folder::{PlanFolder, part_file};
 use crate::cluster::merge::is_merged;
 use crate::cluster::plan::{Calibration as Planned, Piece, Plan};
 use crate::cluster::publish::{Attempt, sweep};
 use crate::cluster::reports::{ExpertsReport, TrunkReport, is_done, is_shard_done};
 use crate::cluster::source::{SourceFile, check_side_unchanged, check_unchanged};
-use crate::engine::budget::{Budget, check_free, within_memory};
+use crate::cluster::who::Who;
+use crate::engine::budget::{Budget, within_memory};
 use crate::engine::calibration::Calibration;
 use crate::engine::coder::Coder;
 use crate::engine::experts::{ExpertWork, Place};
 use crate::engine::quantize::kept_recipe;
 use crate::engine::sizes::{CalibrationSize, Sizes};
+use crate::engine::space::check_free;
 use crate::engine::stats::{Stats, tokens_sha256};
 use crate::engine::trunk::Trunk;
 use crate::engine::trunk::write::{TrunkNote, TrunkWork};
 use crate::engine::writer::{self, LayerNote, Pieces, Written, bank_file};
-use crate::memory::cgroup_bytes;
 use crate::output::say;
 use crate::progress::Progress;
 use crate::recipe::Choices;
@@ -118,11 +118,9 @@ impl<'a> Shard<'a> {
         let choices = Choices::of(&plan.recipe, model.spec())?;
         let sizes = Sizes::of(&model, &plan.recipe, &choices, size(text.as_ref(), stats.as_ref()))?;
         let hessians = solver(&plan.recipe.solver)?.needs_hessian();
-        // Where nobody says how much memory there is, the control group does.
-        let limited = Session { memory: session.memory.or_else(cgroup_bytes), ..session.clone() };
         let budget = |threads| Budget::of(&model, &sizes, threads, (text.as_ref(), hessians), None);
-        let (session, _) = within_memory(&limited, budget)?;
-        check_free(folder.path(), shard.bytes, "this shard")?;
+        let (session, _) = within_memory(session, budget)?;
+        check_free(folder.path(), shard.bytes)?;
         let (pieces, attempt) = (&shard.pieces, Attempt::create(folder, index, who)?);
         let shard = Shard {
             session,
@@ -244,9 +242,10 @@ impl<'a> Shard<'a> {
         let (model, dir, mut notes) = (&self.model, self.attempt.path(), Vec::new());
         let coder =
             Coder { isa: Isa::get(), choices: &self.choices, solver: solver(&self.plan.recipe.solver)? };
-        let scratch = scratch(dir, self.sizes.trunk_bytes);
+        let scratch = Scratch::create(dir, self.sizes.trunk_bytes, self.who);
         let (text, stop) = (self.text.as_ref(), &self.session.stop);
-        let work = TrunkWork { model, dir, scratch: &scratch, coder, text, progress: self.progress, stop };
+        let work =
+            TrunkWork { model, dir, scratch: &scratch.path, coder, text, progress: self.progress, stop };
         let trunk = Trunk::of(model, self.choices.trunk())?;
         let TrunkNote { files, errors, .. } = work.write(&trunk)?;
         let side = writer::write_side_files(model, dir, &mut notes)?;
@@ -330,10 +329,30 @@ fn check_layers(model: &Model, plan: &Plan) -> Result<()> {
         .hint("plan again"))
 }
 
-/// Where matrices of the trunk wait for the headers of their files: what the scheduler gives a job for this, if there is
-/// room, else beside the rest.
-fn scratch(beside: &Path, bytes: u64) -> PathBuf {
-    let named = ["SLURM_TMPDIR", "TMPDIR"].iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let fits = |dir: &PathBuf| dir.is_dir() && check_free(dir, bytes, "scratch").is_ok();
-    named.filter(|dir| dir.is_absolute()).find(fits).unwrap_or_else(|| beside.to_path_buf())
+/// Where matrices of the trunk wait for the headers of their files, a directory of this process alone: in what the scheduler
+/// gives a job for this, if there is room, else beside the rest.
+struct Scratch {
+    path: PathBuf,
+    is_own: bool,
+}
+
+impl Scratch {
+    fn create(beside: &Path, bytes: u64, who: &Who) -> Scratch {
+        let named = ["SLURM_TMPDIR", "TMPDIR"].iter().filter_map(std::env::var_os).map(PathBuf::from);
+        let fits =
+            |dir: &PathBuf| dir.is_absolute() && storage::is_dir(dir) && check_free(dir, bytes).is_ok();
+        let own = |dir: PathBuf| dir.join(format!("moepack-{}-{}", who.machine(), who.pid));
+        let created = named.filter(fits).map(own).find(|dir| storage::create_dir(dir).is_ok());
+        let is_own = created.is_some();
+        Scratch { path: created.unwrap_or_else(|| beside.to_path_buf()), is_own }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.is_own {
+            // It is empty: what was in it had no name.
+            let _ = storage::remove_dir(&self.path);
+        }
+    }
 }

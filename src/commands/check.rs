@@ -7,7 +7,7 @@ use clap::Args;
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::check::{CheckLevel, CheckOptions, CheckProgress, Damage, check};
 use moepack_format::file::CHUNK_BYTES;
-use moepack_format::{Error, Kind, Result};
+use moepack_format::{Error, Kind, Result, storage};
 use serde::Serialize;
 
 use super::{Command, parse};
@@ -100,8 +100,8 @@ fn find(args: &Arguments, session: &Session) -> Result<Vec<Damage>> {
 
 /// Bytes of all files, for the display of progress only.
 fn bytes_of(bundle: &Path) -> u64 {
-    let files = std::fs::read_dir(bundle).into_iter().flatten().flatten();
-    files.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum()
+    let paths = storage::list(bundle, usize::MAX).unwrap_or_default();
+    paths.iter().filter_map(|path| storage::metadata(path).ok()).map(|m| m.len()).sum()
 }
 
 fn text(r: &Report) -> String {

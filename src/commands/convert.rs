@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use moepack_convert::write::{Export, MatrixError, TARGETS, Target, Wish};
 use moepack_format::manifest::FileEntry;
-use moepack_format::{Error, Result};
+use moepack_format::{Error, Result, storage};
 use moepack_quant::codec;
 use serde::Serialize;
 use serde_json::json;
@@ -16,6 +16,7 @@ use super::options::OpenArgs;
 use super::quantize::check_places;
 use super::{Command, parse};
 use crate::engine::export::{Job, Outcome, export};
+use crate::engine::space::check_space;
 use crate::engine::workspace::refuse_existing;
 use crate::memory::peak_rss_bytes;
 use crate::output::{print, print_json, say, table};
@@ -110,10 +111,13 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let bytes_max = args.max_shard_size.unwrap_or(made.shard_bytes());
     let options = json!({"target": target.name(), "dequantize": args.dequantize,
         "requantize": requantize.as_ref().map(|c| c.name()), "max_shard_size": bytes_max, "base_model": base_model});
+    let shards = made.shards(bytes_max)?;
+    let sizes = || shards.iter().map(|s| s.bytes);
+    check_space(&args.output, sizes().sum(), sizes().max().unwrap_or(0))?;
     let job = Job {
         model: &model,
         export: &made,
-        shards: &made.shards(bytes_max)?,
+        shards: &shards,
         target: &args.output,
         overwrite: args.overwrite,
         base_model: base_model.as_deref(),
@@ -176,7 +180,7 @@ fn added(errors: &[MatrixError]) -> String {
 
 /// What the model is called: as its base model, or as the directory it lies in.
 fn name_of(path: &Path, base_model: Option<&str>) -> String {
-    let directory = path.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
+    let directory = storage::canonicalize(path).ok().and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
     let directory = directory.map(|name| name.trim_end_matches(".moepack").to_owned());
     let base = base_model.and_then(|base| base.rsplit('/').next()).map(str::to_owned);
     let name = base.or(directory).unwrap_or_default();

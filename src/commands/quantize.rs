@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use moepack_convert::{Model, ModelSpec};
 use moepack_format::manifest::{Manifest, PartCodecs};
-use moepack_format::{Error, Result};
+use moepack_format::{Error, Result, storage};
 use moepack_quant::solve::solver;
 use moepack_verify::report::DriftReport;
 use serde::Serialize;
@@ -18,6 +18,7 @@ use crate::engine::budget::{Budget, within_memory};
 use crate::engine::coverage::{ExpertRow, coverage, expert_rows};
 use crate::engine::prediction::{Prediction, predict};
 use crate::engine::quantize::{Job, Outcome, quantize};
+use crate::engine::space::check_space;
 use crate::engine::stats::Stats;
 use crate::engine::workspace::refuse_existing;
 use crate::engine::writer::bits_each;
@@ -124,7 +125,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         Budget::of(&model, &prepared.sizes, threads, calibration, evaluation.as_ref())
     };
     let (session, budget) = within_memory(session, budget)?;
-    budget.check_space(&args.output)?;
+    check_space(&args.output, prepared.sizes.bundle_bytes(), prepared.sizes.largest_file_bytes())?;
     let plan = prepared.plan(&model, calibration.as_ref(), evaluation.as_ref(), started);
     let predicted = predict(&session, plan, &budget)?;
     let job = Job {
@@ -239,7 +240,9 @@ fn against(predicted: &Prediction, manifest: &Manifest, seconds: f64, drift: Opt
 /// Kind `Usage`.
 pub fn check_places(input: &Path, output: &Path) -> Result<()> {
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (Ok(input_real), Ok(parent)) = (input.canonicalize(), parent.canonicalize()) else { return Ok(()) };
+    let (Ok(input_real), Ok(parent)) = (storage::canonicalize(input), storage::canonicalize(parent)) else {
+        return Ok(());
+    };
     let target = parent.join(output.file_name().unwrap_or_default());
     if target.starts_with(&input_real) || input_real.starts_with(&target) {
         return Err(Error::usage("output and input are the same or one lies in the other")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use moepack_convert::Model;
 use moepack_format::manifest::Manifest;
-use moepack_format::{Error, Kind, Result};
+use moepack_format::{Error, Kind, Result, storage};
 use moepack_verify::baseline::Baseline;
 use moepack_verify::gates::{Limits, parse_nats, parse_percent};
 use moepack_verify::report::{DriftReport, ReferenceKind};
@@ -104,7 +104,7 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     args.gates.report.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
     let bundle = args.open.open(&args.bundle)?;
-    let mut report = if args.reference.is_dir() {
+    let mut report = if storage::is_dir(&args.reference) {
         with_model(args, session, &bundle)?
     } else {
         with_baseline(args, session, &bundle)?

@@ -1,17 +1,16 @@
 //! What a run will take: memory, disk and time, known before it begins.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use moepack_convert::spec::{Attention, Indexer};
 use moepack_convert::{Model, ModelSpec, Role};
-use moepack_format::{Error, Kind, Result};
+use moepack_format::{Error, Result};
 use moepack_verify::tokens::Windows;
-use rustix::fs::StatVfsMountFlags;
 
 use crate::engine::evidence::HELD_OUT_MAX;
 use crate::engine::sizes::Sizes;
 use crate::engine::trunk::Learning;
+use crate::memory::Limit;
 use crate::output::say;
 use crate::session::Session;
 use crate::size::human;
@@ -42,7 +41,6 @@ pub struct Budget {
     bytes: u64,
     /// What of it is seldom taken.
     spare: u64,
-    bundle_bytes: u64,
 }
 
 /// The session with as many of its threads as stay within its memory, and what the run then takes.
@@ -50,12 +48,13 @@ pub struct Budget {
 /// # Errors
 /// Not even one thread does (kind `Plan`, with the minimum).
 pub fn within_memory(session: &Session, budget: impl Fn(usize) -> Budget) -> Result<(Session, Budget)> {
-    let fits = |&threads: &usize| session.memory.is_none_or(|limit| budget(threads).bytes() <= limit);
+    let fits = |&threads: &usize| session.memory.is_none_or(|limit| budget(threads).bytes() <= limit.bytes);
     let threads = (1..=session.threads).rev().find(fits).unwrap_or(1);
     let budget = budget(threads);
     budget.check(session.memory)?;
     if threads < session.threads {
-        say(&format!("note: {threads} of {} threads, to stay within --memory", session.threads));
+        let of = session.memory.map_or("", |limit| limit.of);
+        say(&format!("note: {threads} of {} threads, to stay within the memory of {of}", session.threads));
     }
     Ok((Session { threads, ..session.clone() }, budget))
 }
@@ -103,7 +102,7 @@ impl Budget {
         // Without a text experts are coded nearly as fast as they are written, and few wait.
         let few_wait = PROGRAM_SPARE_BYTES + sizes.expert_coded_bytes_max * (threads + 1);
         let spare = if has_text { 0 } else { few_wait };
-        Budget { bytes, spare, bundle_bytes: sizes.bundle_bytes() }
+        Budget { bytes, spare }
     }
 
     /// Of pushing a text through a model, or through two side by side.
@@ -120,12 +119,12 @@ impl Budget {
             layers += layer_bytes_max(model) + threads * thread;
             head += head_bytes(model) + threads * logit_bytes(spec);
         }
-        Budget { bytes: bytes + layers.max(head), spare: 0, bundle_bytes: 0 }
+        Budget { bytes: bytes + layers.max(head), spare: 0 }
     }
 
     /// Of holding `bytes` beside the program.
     pub fn of_bytes(bytes: u64) -> Budget {
-        Budget { bytes: BASE_BYTES.saturating_add(bytes), spare: 0, bundle_bytes: 0 }
+        Budget { bytes: BASE_BYTES.saturating_add(bytes), spare: 0 }
     }
 
     /// Of comparing the experts of two models, one expert of each a thread.
@@ -148,44 +147,18 @@ impl Budget {
     ///
     /// # Errors
     /// Kind `Plan`, with the minimum.
-    pub fn check(&self, limit: Option<u64>) -> Result<()> {
+    pub fn check(&self, limit: Option<Limit>) -> Result<()> {
         match limit {
-            Some(limit) if self.bytes() > limit => Err(Error::plan(format!(
-                "--memory {} is too little, this run takes about {}",
-                human(limit),
+            Some(limit) if self.bytes() > limit.bytes => Err(Error::plan(format!(
+                "{} of memory by {} is too little, this run takes about {}",
+                human(limit.bytes),
+                limit.of,
                 human(self.bytes())
             ))
             .hint("use fewer --threads, or a shorter text if there is one, or allow more memory")),
             _ => Ok(()),
         }
     }
-
-    /// Refuses a run whose output does not fit the disk.
-    ///
-    /// # Errors
-    /// Kind `Temporary`, with what is needed and what is free.
-    pub fn check_space(&self, target: &Path) -> Result<()> {
-        let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        check_free(dir, self.bundle_bytes, "the bundle")
-    }
-}
-
-/// Refuses to begin where `what`, which takes so many bytes, does not fit the disk.
-///
-/// # Errors
-/// Kind `Temporary`, with what is needed and what is free.
-pub fn check_free(dir: &Path, bytes: u64, what: &str) -> Result<()> {
-    // Where the system does not tell, the run finds out.
-    let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
-    if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        return Err(Error::new(Kind::CannotCreate, "the file system is read-only").in_file(dir));
-    }
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    if free >= bytes {
-        return Ok(());
-    }
-    let what = format!("{what} takes about {}, {} are free", human(bytes), human(free));
-    Err(Error::new(Kind::Temporary, what).in_file(dir).hint("free some space, or write elsewhere"))
 }
 
 /// Headers and catalog; an expert has up to nine tensors.

@@ -15,6 +15,7 @@ use crate::engine::calibration::{self, Calibration};
 use crate::engine::coder::{Coded, Coder, Learnt};
 use crate::engine::evidence::{self, Pool};
 use crate::engine::pair::{Pair, PairDelta, PairOutput, PairPass, PairSums};
+use crate::engine::parts::{Parts, PartsSink};
 use crate::engine::stats::{ExpertStats, Stats};
 use crate::engine::writer::{BankSink, Written};
 use crate::progress::Progress;
@@ -52,6 +53,8 @@ pub struct ExpertWork<'a> {
 pub enum Place<'a> {
     /// Into a file of this name.
     New(&'a Path),
+    /// Into a file of this name, by way of parts that outlive a killed run.
+    Parted(&'a Path, &'a Parts<'a>),
     /// They are in this bank from an earlier run, and are read instead of coded.
     Finished(&'a Path),
 }
@@ -77,20 +80,20 @@ impl ExpertWork<'_> {
         let pairing = pair.zip(trunk).map(|(p, [own, coded])| p.route(own, coded)).transpose()?;
         let solver = solver(&self.recipe.solver)?;
         let coder = Coder { isa: self.isa, choices: self.choices, solver };
-        let with_pool = calibrating.as_ref().filter(|_| matches!(place, Place::New(_)));
+        let with_pool = calibrating.as_ref().filter(|_| !matches!(place, Place::Finished(_)));
         let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.experts.clone()));
         let turns = Turns {
             work: self,
             coder,
             pool: with_pool.map(|pass| Pool::of(self.isa, pass, pass.width(), self.inter)).transpose()?,
             stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
-            bank: if let Place::Finished(path) = place { Some(Bank::open(path)?) } else { None },
+            earlier: Earlier::of(place)?,
             weights,
             calibrating: calibrating.as_ref(),
             pairing: pairing.as_ref(),
         };
         let mut taken = Taken {
-            bank: if let Place::New(path) = place { Some(self.create_bank(path)?) } else { None },
+            bank: self.create_bank(place)?,
             calibration: calibrating.as_ref().filter(|_| self.are_all()).map(RoutedSum::new),
             pair: pairing.as_ref().map(|p| p.sums(self.layer)),
             usage: calibrating.as_ref().map(|_| Vec::new()),
@@ -98,25 +101,73 @@ impl ExpertWork<'_> {
         ordered(
             self.experts.len(),
             |i| turns.take(self.experts.start + i),
-            |_, turn| {
+            |i, turn| {
                 self.progress.add(turn.source_bytes, 1);
-                taken.add(&turn)
+                taken.add(self.experts.start + i, &turn)
             },
         )?;
-        let written = taken.bank.map(|bank| bank.finish(taken.usage)).transpose()?;
+        let written = match (taken.bank, place) {
+            (Sink::Whole(bank), _) => Some(bank.finish(taken.usage)?),
+            (Sink::Parted(parts), Place::Parted(path, _)) => Some(parts.finish(path)?),
+            _ => None,
+        };
         let delta = calibrating.as_ref().zip(taken.calibration).map(|(p, sum)| p.finish(sum)).transpose()?;
         let paired = pairing.as_ref().zip(taken.pair).map(|(p, sums)| p.finish(sums)).transpose()?;
         Ok((written, delta, paired))
     }
 
-    fn create_bank(&self, path: &Path) -> Result<BankSink> {
-        BankSink::create(path, self.layer, self.experts.len(), self.recipe.align, self.n_planes)
+    fn create_bank<'p>(&self, place: Place<'p>) -> Result<Sink<'p>> {
+        let n = self.experts.len();
+        Ok(match place {
+            Place::New(path) => {
+                let new = BankSink::create(path, self.layer, n, self.recipe.align, self.n_planes);
+                Sink::Whole(Box::new(new?))
+            }
+            Place::Parted(_, parts) => {
+                Sink::Parted(Box::new(PartsSink::new(parts, self.n_planes.div_ceil(n.max(1)))))
+            }
+            Place::Finished(_) => Sink::None,
+        })
     }
 
     /// Whether these are all experts of the layer.
     fn are_all(&self) -> bool {
         self.model.spec().moe(self.layer).is_some_and(|moe| self.experts == (0..moe.n_experts))
     }
+}
+
+/// What an earlier run coded.
+enum Earlier<'a> {
+    Nothing,
+    All(Box<Bank>),
+    Some(&'a Parts<'a>),
+}
+
+impl<'a> Earlier<'a> {
+    fn of(place: Place<'a>) -> Result<Earlier<'a>> {
+        Ok(match place {
+            Place::New(_) => Earlier::Nothing,
+            Place::Finished(path) => Earlier::All(Box::new(Bank::open(path)?)),
+            Place::Parted(_, parts) => Earlier::Some(parts),
+        })
+    }
+
+    /// The bank that has an expert, and its place there.
+    fn bank_of(&self, expert: usize) -> Option<(&Bank, usize)> {
+        match self {
+            Earlier::Nothing => None,
+            Earlier::All(bank) => Some((bank, expert)),
+            Earlier::Some(parts) => parts.finished(expert),
+        }
+    }
+}
+
+/// Where coded experts go.
+enum Sink<'p> {
+    /// They are there.
+    None,
+    Whole(Box<BankSink>),
+    Parted(Box<PartsSink<'p>>),
 }
 
 /// What every expert's turn needs; shared by the threads.
@@ -126,8 +177,7 @@ struct Turns<'a> {
     /// What the layer's tokens are like, for a solver that works with Hessians.
     pool: Option<Pool>,
     stored: Option<Vec<ExpertStats>>,
-    /// The bank of an earlier run.
-    bank: Option<Bank>,
+    earlier: Earlier<'a>,
     weights: Option<&'a LayerWeights>,
     calibrating: Option<&'a MoePass<'a>>,
     pairing: Option<&'a PairPass<'a>>,
@@ -169,10 +219,9 @@ impl Turns<'_> {
     ) -> Result<(Option<ExpertOutput>, Coded)> {
         let ExpertWork { isa, model, layer, inter, .. } = *self.work;
         let calibrating = self.calibrating.zip(mlp);
-        if let Some(bank) = &self.bank {
-            // What an earlier run coded.
+        if let Some((bank, index)) = self.earlier.bank_of(expert) {
             let output = calibrating.map(|(pass, mlp)| pass.run_expert(expert, mlp, None)).transpose()?;
-            let expert = model.expert_of_bank(bank, layer, expert)?;
+            let expert = model.expert_of_bank(bank, layer, index)?;
             return Ok((output, Coded { expert, sums: SquareSums::default(), notes: Vec::new() }));
         }
         if let (Some((pass, mlp)), Some(pool)) = (calibrating, &self.pool) {
@@ -194,16 +243,18 @@ impl Turns<'_> {
 
 /// What the turns add up to, in order of experts.
 struct Taken<'p> {
-    bank: Option<BankSink>,
+    bank: Sink<'p>,
     calibration: Option<RoutedSum<'p>>,
     pair: Option<PairSums<'p>>,
     usage: Option<Vec<u64>>,
 }
 
 impl Taken<'_> {
-    fn add(&mut self, turn: &Turn) -> Result<()> {
-        if let Some(bank) = &mut self.bank {
-            bank.write(&turn.coded)?;
+    fn add(&mut self, expert: usize, turn: &Turn) -> Result<()> {
+        match &mut self.bank {
+            Sink::None => {}
+            Sink::Whole(bank) => bank.write(&turn.coded)?,
+            Sink::Parted(parts) => parts.write(expert, &turn.coded, turn.n_tokens)?,
         }
         if let (Some(sum), Some(output)) = (&mut self.calibration, &turn.calibrated) {
             sum.add(output);

@@ -24,6 +24,8 @@ const STORAGE_FILE: &str = "hf_quant_config.json";
 const CARD_BYTES_MAX: u64 = 4 << 20;
 const CARD: &str = "README.md";
 const INDEX: &str = "model.safetensors.index.json";
+/// The note about side files in a workspace.
+const SIDE_NOTE: &str = "side-files";
 
 /// What is to be written.
 #[derive(Debug)]
@@ -55,6 +57,13 @@ pub struct Outcome {
     pub resumed: bool,
     /// What was noted on the way.
     pub notes: Vec<String>,
+}
+
+/// A file so far: of a killed run, what is durable.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Progressed {
+    n_slices: usize,
+    errors: Vec<MatrixError>,
 }
 
 /// A finished file.
@@ -104,7 +113,9 @@ fn run(session: &Session, job: &Job<'_>, workspace: &Workspace) -> Result<Outcom
     let about = json!({"format": EXPORT_FORMAT, "tool": {"name": "moepack", "version": env!("CARGO_PKG_VERSION")},
         "work": job.options, "files": files});
     let text = serde_json::to_string_pretty(&about).map_err(|e| Error::bad_data(e.to_string()))? + "\n";
-    atomic::write_file(&workspace.dir().join(EXPORT), text.as_bytes())?;
+    if !workspace.is_published()? {
+        atomic::write_file(&workspace.dir().join(EXPORT), text.as_bytes())?;
+    }
     Ok(Outcome { files, errors, resumed: workspace.resumed(), notes })
 }
 
@@ -119,18 +130,20 @@ fn write_shard(
     let items = job.export.items().get(shard.items.clone()).unwrap_or_default();
     let slices: Vec<(usize, usize)> =
         items.iter().enumerate().flat_map(|(i, item)| (0..item.n_slices).map(move |at| (i, at))).collect();
-    let mut file = AtomicFile::create(&workspace.dir().join(name))?;
-    // The last byte first: what is not written between tensors and behind them is zero.
-    file.write_at(shard.bytes.saturating_sub(1), &[0])?;
-    file.write_at(0, &shard.header)?;
-    let mut errors = Vec::new();
+    let (mut file, mut done) = begin_shard(workspace, name, shard)?;
+    let n_before = done.n_slices;
+    let slice_of = |n: usize| {
+        let slice = slices.get(n_before.saturating_add(n));
+        slice.copied().ok_or_else(|| Error::bad_data("no such slice"))
+    };
     let work = |n: usize| {
         session.stop.check()?;
-        let (item, at) = *slices.get(n).ok_or_else(|| Error::bad_data("no such slice"))?;
+        let (item, at) = slice_of(n)?;
         job.export.slice(known(items, item)?, at)
     };
-    ordered(slices.len(), work, |n, slice| {
-        let (item, _) = *slices.get(n).ok_or_else(|| Error::bad_data("no such slice"))?;
+    let mut undurable = 0;
+    ordered(slices.len().saturating_sub(n_before), work, |n, slice| {
+        let (item, _) = slice_of(n)?;
         let mut bytes = 0;
         for chunk in &slice.chunks {
             let start =
@@ -138,16 +151,47 @@ fn write_shard(
             file.write_at(start, &chunk.bytes)?;
             bytes += chunk.bytes.len() as u64;
         }
-        errors.extend(slice.errors);
+        done.errors.extend(slice.errors);
+        done.n_slices += 1;
         progress.add(bytes, slice.n_experts);
+        undurable += bytes;
+        if undurable >= checkpoint_bytes(shard.bytes) {
+            file.checkpoint()?;
+            workspace.leave_note(&progressed(name), &done)?;
+            undurable = 0;
+        }
         Ok(())
     })?;
     let sha256 = file.sha256()?;
     file.commit()?;
     let file = FileEntry { path: name.to_owned(), bytes: shard.bytes, sha256 };
-    let note = ShardNote { file, errors };
+    let note = ShardNote { file, errors: done.errors };
     workspace.leave_note(name, &note)?;
     Ok(note)
+}
+
+/// The file as an earlier run left it, or one that is empty but for its header.
+fn begin_shard(workspace: &Workspace, name: &str, shard: &Shard) -> Result<(AtomicFile, Progressed)> {
+    let path = workspace.dir().join(name);
+    if let Some(done) = workspace.note::<Progressed>(&progressed(name))?
+        && let Some(file) = AtomicFile::grow_on(&path, shard.bytes)?
+    {
+        return Ok((file, done));
+    }
+    let mut file = AtomicFile::grow(&path)?;
+    // The last byte first: what is not written between tensors and behind them is zero.
+    file.write_at(shard.bytes.saturating_sub(1), &[0])?;
+    file.write_at(0, &shard.header)?;
+    Ok((file, Progressed::default()))
+}
+
+fn progressed(name: &str) -> String {
+    format!("{name}.progress")
+}
+
+/// How much is lost at most when a run is killed: an eighth of a file, but neither next to nothing nor hours.
+fn checkpoint_bytes(file_bytes: u64) -> u64 {
+    (file_bytes / 8).clamp(1 << 20, 1 << 30)
 }
 
 fn known(items: &[Item], item: usize) -> Result<&Item> {
@@ -167,6 +211,10 @@ fn place(shard: &Shard, made: &Item, item: usize, tensor: usize, offset: u64, by
 
 /// Index, configuration, card, and what is copied.
 fn side_files(job: &Job<'_>, workspace: &Workspace, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
+    let sides = job.model.side_files(notes)?;
+    if let Some(done) = workspace.note(SIDE_NOTE)? {
+        return Ok(done);
+    }
     let mut files = Vec::new();
     let mut write = |name: &str, bytes: &[u8]| {
         let path = workspace.dir().join(name);
@@ -182,7 +230,7 @@ fn side_files(job: &Job<'_>, workspace: &Workspace, notes: &mut Vec<String>) -> 
         write("config.json", &job.export.config()?)?;
     }
     let mut has_card = false;
-    for side in job.model.side_files(notes)? {
+    for side in sides {
         let as_it_was = job.export.is_released() && side.name != "config.json";
         if !as_it_was && (WRITTEN_ANEW.contains(&&*side.name) || side.name == STORAGE_FILE) {
             continue;
@@ -200,5 +248,6 @@ fn side_files(job: &Job<'_>, workspace: &Workspace, notes: &mut Vec<String>) -> 
         let original = original.as_deref().map(String::from_utf8_lossy);
         write(CARD, card(job.export, job.base_model, original.as_deref()).as_bytes())?;
     }
+    workspace.leave_note(SIDE_NOTE, &files)?;
     Ok(files)
 }

@@ -19,6 +19,7 @@ use crate::engine::coder::Coder;
 use crate::engine::experts::{ExpertWork, Place};
 use crate::engine::hash::Hashes;
 use crate::engine::pair::{Drift, Pair};
+use crate::engine::parts::Parts;
 use crate::engine::sizes::Sizes;
 use crate::engine::stats::{Stats, tokens_sha256};
 use crate::engine::trunk::Trunk;
@@ -31,6 +32,8 @@ use crate::session::Session;
 
 /// The note about the trunk in a workspace.
 const TRUNK_NOTE: &str = "trunk";
+/// The note about side files.
+const SIDE_NOTE: &str = "side-files";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -122,7 +125,8 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         let coder = Coder { isa: Isa::get(), choices: job.choices, solver };
         let text = job.calibration.as_ref();
         let dir = workspace.dir();
-        let work = TrunkWork { model, dir, scratch: dir, coder, text, progress: &progress, stop };
+        let work =
+            TrunkWork { model, dir, scratch: workspace.home(), coder, text, progress: &progress, stop };
         let TrunkNote { files: trunk, errors: trunk_errors, n_fell_back } =
             trunk_note(workspace, &work, &coded_trunk)?;
         if n_fell_back > 0 {
@@ -131,7 +135,7 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
                 trunk_codecs.len()
             ));
         }
-        let side = writer::write_side_files(model, dir, &mut notes)?;
+        let side = side_note(workspace, model, &mut notes)?;
         let written = written_trunk(&job, workspace, &trunk, &trunk_codecs)?;
         let align = job.recipe.align;
         let (layers, drift) = Layers::begin(job, written, workspace, &progress, session)?.run()?;
@@ -156,11 +160,23 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         writer::fill_up(&mut manifest, recipe)?;
         Ok::<_, Error>((manifest, drift, notes))
     })?;
-    manifest.write(workspace.dir())?;
+    if !workspace.is_published()? {
+        manifest.write(workspace.dir())?;
+    }
     Ok(Outcome { manifest, drift, resumed: workspace.resumed(), notes })
 }
 
-/// The trunk's files; an earlier run may have written them.
+/// The side files, of an earlier run or written now.
+fn side_note(workspace: &Workspace, model: &Model, notes: &mut Vec<String>) -> Result<Vec<FileEntry>> {
+    if let Some(done) = workspace.note(SIDE_NOTE)? {
+        return Ok(done);
+    }
+    let side = writer::write_side_files(model, workspace.dir(), notes)?;
+    workspace.leave_note(SIDE_NOTE, &side)?;
+    Ok(side)
+}
+
+/// The trunk, of an earlier run or written now.
 fn trunk_note(workspace: &Workspace, work: &TrunkWork<'_>, trunk: &Trunk<'_>) -> Result<TrunkNote> {
     if let Some(done) = workspace.note(TRUNK_NOTE)? {
         return Ok(done);
@@ -288,10 +304,17 @@ impl<'a> Layers<'a> {
                     inter,
                 };
                 let path = self.workspace.dir().join(bank_file(l));
-                let place = if finished.is_some() { Place::Finished(&path) } else { Place::New(&path) };
+                let parts = self.parts(l, n_experts, finished.as_ref())?;
+                let place = match &parts {
+                    _ if finished.is_some() => Place::Finished(&path),
+                    Some(parts) => Place::Parted(&path, parts),
+                    None => Place::New(&path),
+                };
                 let (trunk, calibration) = (weights.as_ref().map(Entered::both), self.calibration.as_ref());
                 let (written, delta, paired) = work.run(trunk, calibration, self.pair.as_ref(), place)?;
-                (self.layer_note(l, written, finished)?, delta, paired)
+                let note = self.layer_note(l, written, finished)?;
+                parts.into_iter().for_each(Parts::remove);
+                (note, delta, paired)
             }
         };
         if let (Some(calibration), Some(delta)) = (&mut self.calibration, calibrated) {
@@ -303,6 +326,15 @@ impl<'a> Layers<'a> {
         }
         self.done.push(note);
         Ok(())
+    }
+
+    /// The parts of a layer whose coding takes long enough for them.
+    fn parts(&self, l: usize, n_experts: usize, finished: Option<&LayerNote>) -> Result<Option<Parts<'a>>> {
+        if finished.is_some() || self.job.choices.is_copied(l, n_experts)? {
+            return Ok(None);
+        }
+        let source_bytes = self.job.sizes.layer_source_bytes(l);
+        Parts::open(self.workspace, (l, n_experts), source_bytes, self.job.recipe.align).map(Some)
     }
 
     /// The note of a layer whose bank is new, or was finished by an earlier run.

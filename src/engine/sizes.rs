@@ -199,6 +199,12 @@ impl Sizes {
         let banks: u64 = self.layers.iter().map(|l| l.bank_bytes(self.align)).sum();
         banks + self.trunk_files.iter().sum::<u64>() + self.side_bytes + self.manifest_bytes + self.fill_bytes
     }
+
+    /// Bytes of the largest file of the bundle.
+    pub fn largest_file_bytes(&self) -> u64 {
+        let banks = self.layers.iter().map(|l| l.bank_bytes(self.align));
+        banks.chain(self.trunk_files.iter().copied()).max().unwrap_or(0)
+    }
 }
 
 /// Whether matrices are coded by Hessians: those of a text, by a solver that works with them.

@@ -1,33 +1,53 @@
-//! The directory a bundle grows in: `OUT.partial` beside `OUT`, renamed to `OUT` when everything is there.
+//! The directory that work on an output keeps: `OUT.partial` beside `OUT`.
 //!
-//! A killed run leaves the directory; the same command finds it, sees from `journal.json` that it is the same work,
-//! and goes on after the last finished piece. Nobody sees `OUT` before it is whole.
+//! ```text
+//! OUT.partial/lock               who is at it; ends with that process
+//! OUT.partial/journal.json       what the work is: recipe, sources, version
+//! OUT.partial/PIECE.note.json    a piece is finished, and what the manifest will say of it
+//! OUT.partial/output/            becomes OUT when everything is there
+//! ```
+//!
+//! A killed run leaves the directory; the same command finds it, sees from the journal that it is the same work, and goes on
+//! after the last finished piece. Nobody sees `OUT` before it is whole: `output` is renamed in one step. A note says so
+//! before, so that a run that is killed between that step and the end is known to be finished.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use moepack_format::limits::MANIFEST_BYTES_MAX;
-use moepack_format::manifest::{BUNDLE_FORMAT, MANIFEST};
-use moepack_format::{Context, Error, Kind, Result, atomic};
-use rustix::fs::{FlockOperation, RenameFlags};
+use moepack_format::storage::{self, File};
+use moepack_format::{Error, Kind, Result, atomic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+mod journal;
+mod lock;
+mod place;
+
+pub use place::{kept_bytes, refuse_existing};
+
+use journal::differences;
+pub(crate) use journal::{read_json, write_json};
+pub(crate) use lock::host;
+use lock::lock;
+use place::{entries, home_of, list_sha256, refuse_foreign};
+
 const JOURNAL: &str = "journal.json";
 const LOCK: &str = "lock";
+const OUTPUT: &str = "output";
 /// What lists the files of a model that was written for other programs.
 pub const EXPORT: &str = "moepack.json";
 /// What `format` says in it.
 pub const EXPORT_FORMAT: &str = "moepack.export";
-/// Files of the workspace that are no part of the bundle end with this.
+/// Files of the workspace that are no part of the output end with this.
 const NOTE_SUFFIX: &str = ".note.json";
+/// The piece that is finished when the output got its name.
+const PUBLISHED: &str = "published";
 
 /// An output directory in the making.
 #[derive(Debug)]
 pub struct Workspace {
     target: PathBuf,
+    home: PathBuf,
     dir: PathBuf,
     overwrite: bool,
     resumed: bool,
@@ -43,54 +63,72 @@ impl Workspace {
     /// (`Temporary`), or the file system refuses.
     pub fn open(target: &Path, overwrite: bool, work: &Value) -> Result<Workspace> {
         refuse_existing(target, overwrite)?;
-        let dir = partial_dir(target)?;
-        refuse_foreign(&dir)?;
-        fs::create_dir(&dir)
-            .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => {
-                    Error::new(Kind::CannotCreate, "the directory of the output does not exist")
-                        .in_file(target)
-                }
-                _ => Error::output(&e, "create the output directory", &dir),
-            })?;
-        let lock = lock(&dir)?;
-        let mut workspace =
-            Workspace { target: target.to_path_buf(), dir, overwrite, resumed: false, _lock: lock };
-        atomic::sweep(&workspace.dir)?;
+        let home = home_of(target)?;
+        refuse_foreign(&home)?;
+        create_dir(&home).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::new(Kind::CannotCreate, "the directory of the output does not exist").in_file(target)
+            }
+            _ => Error::output(&e, "create the output directory", &home),
+        })?;
+        let lock = lock(&home.join(LOCK))?;
+        let (target, dir) = (target.to_path_buf(), home.join(OUTPUT));
+        let mut workspace = Workspace { target, home, dir, overwrite, resumed: false, _lock: lock };
         workspace.enter(work)?;
         Ok(workspace)
     }
 
     fn enter(&mut self, work: &Value) -> Result<()> {
-        let journal = self.dir.join(JOURNAL);
+        atomic::sweep(&self.home)?;
+        let journal = self.home.join(JOURNAL);
         if let Some(earlier) = read_json::<Value>(&journal)? {
             let differences = differences("", &earlier, work);
             if differences.is_empty() {
-                self.resumed = true;
-                return Ok(());
+                return self.go_on();
             }
             if !self.overwrite {
                 return Err(Error::plan(format!(
                     "unfinished work of another kind is here:\n    {}",
                     differences.join("\n    ")
                 ))
-                .in_file(&self.dir)
+                .in_file(&self.home)
                 .hint("remove that directory, or say --overwrite, to start anew"));
             }
         }
         self.clear()?;
-        write_json(&journal, work)
+        // Work that was published without cleaning up is no excuse for another.
+        refuse_existing(&self.target, self.overwrite)?;
+        write_json(&journal, work)?;
+        self.create_output()
     }
 
-    /// Removes what an earlier, different or torn run left; the journal, which says that it is ours, at last.
-    fn clear(&self) -> Result<()> {
-        let mut paths = entries(&self.dir)?;
-        paths.sort_by_key(|path| path.ends_with(JOURNAL));
-        for path in paths.iter().filter(|path| !path.ends_with(LOCK)) {
-            fs::remove_file(path).map_err(|e| Error::output(&e, "remove", path))?;
+    /// Takes up the work of an earlier run.
+    fn go_on(&mut self) -> Result<()> {
+        self.resumed = true;
+        if self.is_published()? {
+            self.dir.clone_from(&self.target);
+            return Ok(());
         }
-        Ok(())
+        self.create_output()?;
+        atomic::sweep(&self.dir)
+    }
+
+    fn create_output(&self) -> Result<()> {
+        create_dir(&self.dir).map_err(|e| Error::output(&e, "create the output directory", &self.dir))
+    }
+
+    /// Removes what an earlier run left; the journal, which says that it is ours, at last.
+    fn clear(&self) -> Result<()> {
+        let output = self.home.join(OUTPUT);
+        if storage::exists(&output)? {
+            storage::remove_dir_all(&output).map_err(|e| Error::output(&e, "remove", &output))?;
+        }
+        let mut paths = entries(&self.home)?;
+        paths.retain(|path| !path.ends_with(LOCK));
+        paths.sort_by_key(|path| path.ends_with(JOURNAL));
+        paths
+            .iter()
+            .try_for_each(|path| storage::remove_file(path).map_err(|e| Error::output(&e, "remove", path)))
     }
 
     /// Where the files go.
@@ -98,9 +136,22 @@ impl Workspace {
         &self.dir
     }
 
+    /// Where what is no part of the output may lie meanwhile; it goes when the work is done.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Whether earlier work goes on.
     pub fn resumed(&self) -> bool {
         self.resumed
+    }
+
+    /// Whether an earlier run gave the output its name and was stopped then: nothing is to be written any more.
+    ///
+    /// # Errors
+    /// The file system does not tell.
+    pub fn is_published(&self) -> Result<bool> {
+        place::is_published(&self.home, &self.target)
     }
 
     /// The note that an earlier run left about a finished piece.
@@ -108,7 +159,7 @@ impl Workspace {
     /// # Errors
     /// A note that cannot be read or is no such JSON.
     pub fn note<T: DeserializeOwned>(&self, piece: &str) -> Result<Option<T>> {
-        read_json(&self.dir.join(format!("{piece}{NOTE_SUFFIX}")))
+        read_json(&self.home.join(format!("{piece}{NOTE_SUFFIX}")))
     }
 
     /// Leaves a note that `piece` is finished.
@@ -116,7 +167,7 @@ impl Workspace {
     /// # Errors
     /// The note cannot be written.
     pub fn leave_note<T: Serialize>(&self, piece: &str, note: &T) -> Result<()> {
-        write_json(&self.dir.join(format!("{piece}{NOTE_SUFFIX}")), note)
+        write_json(&self.home.join(format!("{piece}{NOTE_SUFFIX}")), note)
     }
 
     /// Makes the directory appear as the target. The manifest must be in it.
@@ -124,203 +175,68 @@ impl Workspace {
     /// # Errors
     /// The file system refuses; the workspace then stays for another try.
     pub fn publish(self) -> Result<()> {
-        for path in entries(&self.dir)?.iter().filter(|path| is_note(&name_of(path))) {
-            fs::remove_file(path).map_err(|e| Error::output(&e, "remove", path))?;
+        if !self.is_published()? {
+            storage::sync_dir(&self.dir).map_err(|e| Error::output(&e, "fsync", &self.dir))?;
+            self.leave_note(PUBLISHED, &list_sha256(&self.dir)?)?;
+            self.rename()?;
         }
-        sync_dir(&self.dir)?;
-        rename(&self.dir, &self.target, self.overwrite)?;
-        match self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
-            Some(parent) => sync_dir(parent),
-            None => sync_dir(Path::new(".")),
+        let parent = self.target.parent().unwrap_or(Path::new("."));
+        storage::sync_dir(parent).map_err(|e| Error::output(&e, "fsync the directory of", &self.target))?;
+        self.remove();
+        Ok(())
+    }
+
+    /// Gives the finished directory its name. An old output changes places with it.
+    fn rename(&self) -> Result<()> {
+        if self.overwrite && storage::exists(&self.target)? {
+            return storage::exchange(&self.dir, &self.target)
+                .map_err(|e| Error::output(&e, "exchange the old output for the new", &self.target));
+        }
+        storage::rename_new(&self.dir, &self.target)
+            .map_err(|e| Error::output(&e, "rename the finished output", &self.target))
+    }
+
+    /// Removes the workspace. What cannot be removed is found by whoever does this work again; there is nothing to
+    /// tell a user whose output is there, or who is told of a worse error.
+    fn remove(self) {
+        if self.clear().is_ok() {
+            let _ = storage::remove_file(&self.home.join(LOCK));
+            let _ = storage::remove_dir(&self.home);
         }
     }
 
-    /// Ends a failed run: what may go on later is kept, what never can is removed.
+    /// Ends a failed run: what may go on later is kept, what never can, and what is not worth it, is removed.
     pub fn give_up(self, error: Error) -> Error {
-        if matches!(error.kind(), Kind::Temporary | Kind::Interrupted | Kind::Io) {
+        let may_go_on = matches!(error.kind(), Kind::Temporary | Kind::Interrupted | Kind::Io);
+        if may_go_on && self.has_finished_pieces() {
             return error
-                .hint(format!("finished work is kept in {}; the same command goes on", self.dir.display()));
+                .hint(format!("finished work is kept in {}; the same command goes on", self.home.display()));
         }
-        // The error that led here matters more than one of cleaning up.
-        let _ = fs::remove_dir_all(&self.dir);
+        self.remove();
         error
     }
-}
 
-fn partial_dir(target: &Path) -> Result<PathBuf> {
-    let name = target.file_name().ok_or_else(|| Error::usage("the output has no name").in_file(target))?;
-    let mut name = name.to_os_string();
-    name.push(".partial");
-    Ok(target.with_file_name(name))
-}
-
-/// Refuses a target that exists, unless it may be overwritten and is something this program wrote.
-///
-/// # Errors
-/// Kind `CannotCreate`.
-pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
-    let cannot =
-        |what: &str, hint: &str| Err(Error::new(Kind::CannotCreate, what).in_file(target).hint(hint));
-    match fs::symlink_metadata(target) {
-        Err(_) => Ok(()),
-        Ok(_) if !overwrite => cannot("the output exists", "choose another name, or say --overwrite"),
-        Ok(found) if !found.is_dir() => cannot("the output is no directory", "choose another name"),
-        Ok(_) => match foreign_file(target)? {
-            None => Ok(()),
-            Some(name) => cannot(
-                &format!("the output is a directory with {name:?}, which is no part of a bundle"),
-                "only a bundle is ever overwritten; choose another name",
-            ),
-        },
+    /// Whether any piece is finished, or it cannot be known.
+    fn has_finished_pieces(&self) -> bool {
+        entries(&self.home)
+            .map_or(true, |paths| paths.iter().any(|p| place::name_of(p).ends_with(NOTE_SUFFIX)))
     }
 }
 
-/// Refuses a `.partial` that some other program or a person made: going on would remove what is in it.
-fn refuse_foreign(dir: &Path) -> Result<()> {
-    let what = match fs::symlink_metadata(dir) {
-        Err(_) => return Ok(()),
-        Ok(found) if !found.is_dir() => "no directory is in the way of unfinished work".to_owned(),
-        Ok(_) if dir.join(JOURNAL).exists() => return Ok(()),
-        Ok(_) => match foreign_file(dir)? {
-            None => return Ok(()),
-            Some(name) => format!("a directory with {name:?}, which moepack did not write, is in the way"),
-        },
-    };
-    Err(Error::new(Kind::CannotCreate, what)
-        .in_file(dir)
-        .hint("move it away, or choose another name for the output"))
-}
-
-/// The first thing in `dir` that neither a bundle nor a run of this program has there; what is lost with it would not
-/// come back.
-fn foreign_file(dir: &Path) -> Result<Option<String>> {
-    let listed = listed_files(dir);
-    let ours = |name: &str| {
-        listed.iter().any(|l| l == name)
-            || [MANIFEST, EXPORT].contains(&name) && !listed.is_empty()
-            || is_note(name)
-            || atomic::is_temp_name(name)
-    };
-    let mut names: Vec<String> = entries(dir)?.iter().map(|path| name_of(path)).collect();
-    names.sort();
-    Ok(names.into_iter().find(|name| !ours(name) || dir.join(name).is_dir()))
-}
-
-/// The files that a manifest or an export's list names, damaged or of another version as it may be; none if it is not ours.
-fn listed_files(dir: &Path) -> Vec<String> {
-    let of = |(name, format): (&str, &str)| {
-        let text = crate::text::read(&dir.join(name), MANIFEST_BYTES_MAX).unwrap_or_default();
-        let list: Value = serde_json::from_slice(&text).unwrap_or_default();
-        let files = list.get("files").and_then(Value::as_array).cloned();
-        files.filter(|_| list.get("format") == Some(&format.into())).unwrap_or_default()
-    };
-    let files = [(MANIFEST, BUNDLE_FORMAT), (EXPORT, EXPORT_FORMAT)].into_iter().flat_map(of);
-    files.filter_map(|f| Some(f.get("path")?.as_str()?.to_owned())).collect()
-}
-
-/// Whether a run keeps something of its own under this name, which is no part of the bundle.
-fn is_note(name: &str) -> bool {
-    name.ends_with(NOTE_SUFFIX) || name == JOURNAL || name == LOCK
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK);
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = file.map_err(|e| Error::output(&e, "create the lock", &path))?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut holder = String::new();
-        let _ = (&file).take(200).read_to_string(&mut holder);
-        return Err(Error::new(Kind::Temporary, format!("another run writes here ({})", holder.trim()))
-            .in_file(&path)
-            .hint("wait until it is done, then run the same command again"));
+/// Creates a directory, unless it is there.
+fn create_dir(dir: &Path) -> std::io::Result<()> {
+    match storage::create_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
     }
-    let holder = format!("process {} on {}\n", std::process::id(), host());
-    file.set_len(0)
-        .and_then(|()| file.write_all(holder.as_bytes()))
-        .map_err(|e| Error::io(&e, "write the lock", &path))?;
-    Ok(file)
-}
-
-pub(crate) fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "this host".into(), |h| h.trim().to_owned())
-}
-
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let list = fs::read_dir(dir).and_then(|d| d.map(|e| Ok(e?.path())).collect());
-    list.map_err(|e| Error::io(&e, "list", dir))
-}
-
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(&e, "fsync the directory", dir))
-}
-
-/// Renames the finished directory. An old bundle is exchanged in one step and removed afterwards.
-pub(crate) fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<()> {
-    let cwd = rustix::fs::CWD;
-    if overwrite && to.exists() {
-        rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::EXCHANGE)
-            .map_err(|e| Error::io(&e.into(), "exchange the old output for the new", to))?;
-        return fs::remove_dir_all(from).map_err(|e| Error::io(&e, "remove the old output", from));
-    }
-    match rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE) {
-        // Some file systems know no flags; the target was absent a moment ago and we hold the lock.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            fs::rename(from, to).map_err(|e| Error::io(&e, "rename the finished output", to))
-        }
-        done => done.map_err(|e| Error::io(&e.into(), "rename the finished output", to)),
-    }
-}
-
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    match fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(&e, "read", path)),
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| {
-                Error::bad_data(format!("not what this program wrote: {e}"))
-                    .hint("remove the .partial directory")
-            })
-            .in_file(path),
-    }
-}
-
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let text =
-        serde_json::to_vec_pretty(value).map_err(|e| Error::new(Kind::Io, e.to_string())).in_file(path)?;
-    atomic::write_file(path, &text)
-}
-
-/// The leaves in which two descriptions differ, for people.
-fn differences(at: &str, earlier: &Value, now: &Value) -> Vec<String> {
-    match (earlier, now) {
-        (Value::Object(a), Value::Object(b)) => {
-            let mut keys: Vec<&String> = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))).collect();
-            keys.sort();
-            let join = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
-            let null = Value::Null;
-            keys.iter()
-                .flat_map(|k| differences(&join(k), a.get(*k).unwrap_or(&null), b.get(*k).unwrap_or(&null)))
-                .collect()
-        }
-        _ if earlier == now => Vec::new(),
-        _ => vec![format!("{at}: was {}, is {}", short(earlier), short(now))],
-    }
-}
-
-fn short(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 120 { text } else { text.chars().take(117).collect::<String>() + "..." }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use moepack_format::manifest::MANIFEST;
     use serde_json::json;
 
     #[test]
@@ -329,6 +245,7 @@ mod tests {
         let target = root.path().join("m.moepack");
         let workspace = Workspace::open(&target, false, &json!({"recipe": 1})).unwrap();
         fs::write(workspace.dir().join("experts-00000.safetensors"), "x").unwrap();
+        fs::write(workspace.dir().join(MANIFEST), "{}").unwrap();
         workspace.leave_note("experts-00000", &7).unwrap();
         assert!(!target.exists());
         drop(workspace);
@@ -338,9 +255,10 @@ mod tests {
         assert_eq!(workspace.note("experts-00000"), Ok(Some(7)));
         assert_eq!(workspace.note::<i32>("experts-00001"), Ok(None));
         workspace.publish().unwrap();
-        let names: Vec<_> = entries(&target).unwrap();
-        assert_eq!(names, [target.join("experts-00000.safetensors")]);
-        assert!(!partial_dir(&target).unwrap().exists());
+        let mut names: Vec<_> = entries(&target).unwrap();
+        names.sort();
+        assert_eq!(names, [target.join("experts-00000.safetensors"), target.join(MANIFEST)]);
+        assert!(!home_of(&target).unwrap().exists());
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn a_killed_run_goes_on_after_the_last_finished_file() {
     });
     assert!(stopped, "{TRIES} runs finished before the signal");
     assert!(!work.path().join("out").exists());
-    let kept = fs::metadata(third(".partial", ".gguf").unwrap()).unwrap().modified().unwrap();
+    let kept = fs::metadata(third(".partial/output", ".gguf").unwrap()).unwrap().modified().unwrap();
     let again = succeeds(work.path(), &args("out"));
     let report: Json = serde_json::from_str(&again.stdout).unwrap();
     assert_eq!(report["resumed"], true);

@@ -12,6 +12,7 @@ mod determinism;
 mod drift;
 mod encodings;
 mod environment;
+mod faults;
 mod gguf;
 mod goldens;
 mod hostile;

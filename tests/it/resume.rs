@@ -78,7 +78,7 @@ fn stop_within(work: &Path, signal: &str) -> Option<i32> {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let bank = work.join("out.moepack.partial/experts-00001.safetensors");
+        let bank = work.join("out.moepack.partial/output/experts-00001.safetensors");
         if let Some(code) = stop_when(child, signal, || bank.exists()) {
             return code;
         }

@@ -39,6 +39,17 @@ const PLATFORM_MATH: &[&str] = &[
     ".sin_cos()",
 ];
 
+/// Calls on files, which tests cannot make fail.
+const FILE_CALLS: &[&str] = &[
+    "std::fs",
+    "rustix::fs",
+    ".exists()",
+    ".try_exists()",
+    ".canonicalize()",
+    ".symlink_metadata()",
+    ".read_dir()",
+];
+
 /// Every page that names files, seen from the root.
 const DOCUMENTS: &[&str] = &[
     "README.md",
@@ -108,6 +119,31 @@ fn unsafe_code_is_in_the_kernels_only() {
         }
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn files_are_touched_in_one_place() {
+    let mut complaints = Vec::new();
+    for path in all_sources() {
+        let inside = path.strip_prefix(root()).unwrap().to_str().unwrap();
+        let is_code = inside.starts_with("src/") || inside.contains("/src/");
+        // What the kernel makes up when it is read is no file.
+        let is_storage = inside.starts_with("format/src/storage")
+            || ["src/memory.rs", "src/cluster/who.rs"].contains(&inside);
+        let is_test =
+            ["tests.rs", "testing.rs", "format/src/spec.rs"].iter().any(|end| inside.ends_with(end));
+        if !is_code || is_storage || is_test || inside.contains("/tests/") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for (n, line) in code.lines().enumerate().filter(|(_, l)| !l.trim_start().starts_with("//")) {
+            let line = line.replace("std::fs::Metadata", "").replace("rustix::fs::OFlags", "");
+            let found = FILE_CALLS.iter().filter(|call| line.contains(**call));
+            complaints.extend(found.map(|call| format!("{inside}:{}: {call}", n + 1)));
+        }
+    }
+    assert!(complaints.is_empty(), "use format::storage:\n{}", complaints.join("\n"));
 }
 
 #[test]

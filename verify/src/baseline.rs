@@ -16,7 +16,7 @@ use std::path::Path;
 
 use moepack_format::atomic::AtomicFile;
 use moepack_format::file::InputFile;
-use moepack_format::{Context, Error, Result};
+use moepack_format::{Context, Error, Result, storage};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -86,7 +86,8 @@ impl Baseline {
     /// Whether the file begins as a baseline does: tells one from a checkpoint.
     pub fn is_baseline(path: &Path) -> bool {
         let mut magic = [0; MAGIC.len()];
-        let read = path.is_file().then(|| InputFile::open(path).and_then(|f| f.read_exact_at(0, &mut magic)));
+        let read = storage::is_file(path)
+            .then(|| InputFile::open(path).and_then(|f| f.read_exact_at(0, &mut magic)));
         matches!(read, Some(Ok(()))) && magic == MAGIC
     }
 

@@ -30,7 +30,7 @@ impl Index {
     /// # Errors
     /// `BadData` for anything but a table of tensor names and plain file names.
     pub fn read(place: &Place) -> Result<Option<Index>> {
-        if !place.has(NAME) {
+        if !place.has(NAME)? {
             return Ok(None);
         }
         let path = place.root().join(NAME);

@@ -8,7 +8,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use moepack_format::contain::root_of;
-use moepack_format::{Error, InputFile, Result};
+use moepack_format::{Error, InputFile, Result, storage};
 
 use super::listed;
 use crate::limits::{DIR_ENTRIES_MAX, SHARDS_MAX};
@@ -27,7 +27,7 @@ impl Place {
     /// # Errors
     /// `Missing` if there is none, `BadData` if it is a file or a cache without a snapshot.
     pub fn find(path: &Path) -> Result<Place> {
-        let meta = std::fs::metadata(path).map_err(|e| Error::io(&e, "open", path))?;
+        let meta = storage::metadata(path).map_err(|e| Error::io(&e, "open", path))?;
         if !meta.is_dir() {
             return Err(not_a_directory(path));
         }
@@ -61,8 +61,11 @@ impl Place {
     }
 
     /// Whether a file is there.
-    pub fn has(&self, name: &str) -> bool {
-        self.root.join(name).exists()
+    ///
+    /// # Errors
+    /// The file system does not tell.
+    pub fn has(&self, name: &str) -> Result<bool> {
+        storage::exists(&self.root.join(name))
     }
 
     /// A whole small file.
@@ -94,11 +97,12 @@ impl Place {
     pub fn entries(&self) -> Result<Vec<String>> {
         let io = |e: std::io::Error| Error::io(&e, "list", &self.root);
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.root).map_err(io)? {
-            if names.len() >= DIR_ENTRIES_MAX {
-                return Err(Error::bad_data(format!("more than {DIR_ENTRIES_MAX} files")).in_file(&self.root));
-            }
-            match entry.map_err(io)?.file_name().into_string() {
+        let paths = storage::list(&self.root, DIR_ENTRIES_MAX + 1).map_err(io)?;
+        if paths.len() > DIR_ENTRIES_MAX {
+            return Err(Error::bad_data(format!("more than {DIR_ENTRIES_MAX} files")).in_file(&self.root));
+        }
+        for path in &paths {
+            match path.file_name().unwrap_or_default().to_os_string().into_string() {
                 Ok(name) => names.push(name),
                 Err(odd) if odd.to_string_lossy().ends_with(".safetensors") => {
                     let what = format!("a weight file's name is not UTF-8: {:?}", odd);
@@ -116,7 +120,12 @@ impl Place {
     /// # Errors
     /// `Missing` with the list.
     pub fn missing(&self, names: &[String]) -> Result<()> {
-        let missing: Vec<String> = names.iter().filter(|n| !self.has(n)).cloned().collect();
+        let mut missing = Vec::new();
+        for name in names {
+            if !self.has(name)? {
+                missing.push(name.clone());
+            }
+        }
         if missing.is_empty() {
             return Ok(());
         }
@@ -151,7 +160,7 @@ impl Place {
     pub fn weights_without_index(&self, notes: &mut Vec<String>) -> Result<Vec<String>> {
         const SINGLE: &str = "model.safetensors";
         let weights = self.weights()?;
-        if self.has(SINGLE) || weights.iter().any(|n| n == SINGLE) {
+        if self.has(SINGLE)? || weights.iter().any(|n| n == SINGLE) {
             let rest: Vec<String> = weights.into_iter().filter(|n| n != SINGLE).collect();
             if !rest.is_empty() {
                 let n = rest.len();
@@ -212,24 +221,24 @@ fn not_a_directory(path: &Path) -> Error {
 }
 
 fn canonical(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().map_err(|e| Error::io(&e, "open", path))
+    storage::canonicalize(path).map_err(|e| Error::io(&e, "open", path))
 }
 
 /// The current snapshot, if `path` is the directory of a repository in a Hugging Face cache.
 fn snapshot(path: &Path) -> Result<Option<PathBuf>> {
     let snapshots = path.join("snapshots");
-    if path.join("config.json").exists() || !snapshots.is_dir() {
+    if storage::exists(&path.join("config.json"))? || !storage::is_dir(&snapshots) {
         return Ok(None);
     }
     let main = path.join("refs").join("main");
-    if main.exists() {
+    if storage::exists(&main)? {
         let cache = Place { root: path.to_owned(), fence: canonical(path)? };
         let refs = Place { root: path.join("refs"), fence: cache.fence };
         let revision = refs.read_small("main", 1024)?;
         let revision = String::from_utf8_lossy(&revision).trim().to_owned();
         check_name(&revision).map_err(|e| e.in_file(&main))?;
         let dir = snapshots.join(&revision);
-        if dir.is_dir() {
+        if storage::is_dir(&dir) {
             return Ok(Some(dir));
         }
         return Err(Error::missing(format!(
@@ -238,12 +247,9 @@ fn snapshot(path: &Path) -> Result<Option<PathBuf>> {
         .in_file(&snapshots)
         .hint("fetch it again with `hf download`, or give the snapshot directory you want"));
     }
-    let io = |e: std::io::Error| Error::io(&e, "list", &snapshots);
-    let mut dirs = Vec::new();
-    for entry in std::fs::read_dir(&snapshots).map_err(io)?.take(DIR_ENTRIES_MAX) {
-        dirs.push(entry.map_err(io)?.path());
-    }
-    dirs.retain(|d| d.is_dir());
+    let listed = storage::list(&snapshots, DIR_ENTRIES_MAX);
+    let mut dirs = listed.map_err(|e| Error::io(&e, "list", &snapshots))?;
+    dirs.retain(|d| storage::is_dir(d));
     match dirs.as_slice() {
         [only] => Ok(Some(only.clone())),
         _ => Err(Error::missing(format!("{} snapshots and no refs/main that says which", dirs.len()))

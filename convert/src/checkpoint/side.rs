@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use moepack_format::{InputFile, Result};
+use moepack_format::{Error, InputFile, Result, storage};
 
 use super::Place;
 use crate::limits::SIDE_FILE_BYTES_MAX;
@@ -56,7 +56,8 @@ impl Place {
         let mut files = Vec::new();
         for name in self.entries()?.into_iter().filter(|n| wanted(n)) {
             let path = self.resolve(&name)?;
-            if !std::fs::metadata(&path).is_ok_and(|m| m.is_file()) {
+            let found = storage::metadata(&path).map_err(|e| Error::io(&e, "stat", &path))?;
+            if !found.is_file() {
                 notes.push(format!("{name} is no regular file and is not copied"));
                 continue;
             }

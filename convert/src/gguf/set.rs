@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use moepack_format::{Error, InputFile, Result};
+use moepack_format::{Error, InputFile, Result, storage};
 
 use super::read::Gguf;
 use super::value::Value;
@@ -40,7 +40,7 @@ pub fn open_all(path: &Path) -> Result<Vec<Gguf>> {
 pub fn is_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
     let read = |file: InputFile| file.read_exact_at(0, &mut magic);
-    path.is_file() && InputFile::open(path).and_then(read).is_ok() && magic == MAGIC
+    storage::is_file(path) && InputFile::open(path).and_then(read).is_ok() && magic == MAGIC
 }
 
 /// The names of all files, told from one of them.
@@ -53,7 +53,12 @@ fn names(path: &Path, count: u64) -> Option<Vec<PathBuf>> {
 }
 
 fn refuse_missing(names: &[PathBuf]) -> Result<()> {
-    let missing: Vec<&PathBuf> = names.iter().filter(|n| !n.exists()).collect();
+    let mut missing = Vec::new();
+    for name in names {
+        if !storage::exists(name)? {
+            missing.push(name);
+        }
+    }
     let Some(first) = missing.first() else { return Ok(()) };
     let listed: Vec<String> =
         missing.iter().take(LISTED_MAX).map(|n| format!("\n    {}", n.display())).collect();

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use moepack_convert::imatrix::Form;
 use moepack_format::manifest::FileEntry;
-use moepack_format::{Error, InputFile, Result};
+use moepack_format::{Error, InputFile, Result, storage};
 
 use super::{Arguments, Report};
 use crate::engine::stats::{Exported, export_imatrix};
@@ -81,7 +81,7 @@ fn refuse_options_of_models(args: &Arguments) -> Result<()> {
 }
 
 fn refuse_same(input: &Path, output: &Path) -> Result<()> {
-    match (input.canonicalize(), output.canonicalize()) {
+    match (storage::canonicalize(input), storage::canonicalize(output)) {
         (Ok(a), Ok(b)) if a == b => Err(Error::usage("output and input are the same").in_file(output)),
         _ => Ok(()),
     }

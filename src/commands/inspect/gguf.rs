@@ -6,7 +6,7 @@ use std::path::Path;
 use moepack_convert::gguf::value::kind_name;
 use moepack_convert::gguf::{self, Gguf, TensorInfo, Value};
 use moepack_format::error::printable;
-use moepack_format::{Error, Result};
+use moepack_format::{Error, Result, storage};
 use serde::{Serialize, Serializer};
 
 use super::Arguments;
@@ -23,7 +23,7 @@ const JSON_CHARS: usize = 1000;
 /// Whether a path is to be read as GGUF: by what it begins with, or what it is called.
 pub fn is_gguf(path: &Path) -> bool {
     let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    gguf::set::is_gguf(path) || named && path.is_file()
+    gguf::set::is_gguf(path) || named && storage::is_file(path)
 }
 
 /// Prints what the file is.

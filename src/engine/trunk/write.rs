@@ -5,14 +5,12 @@
 //! text tells what their inputs are like, all of them, since the text goes through the model but once.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use moepack_convert::{FiniteCheck, Model, Part, TrunkTensor};
+use moepack_format::storage::File;
 use moepack_format::trunk::{FileSummary, TrunkWriter, trunk_name};
-use moepack_format::{Error, Kind, PlaneSpec, Result};
+use moepack_format::{Error, PlaneSpec, Result};
 use moepack_quant::Planes;
 use moepack_verify::forward::ordered;
 use moepack_verify::tokens::Windows;
@@ -27,7 +25,8 @@ use crate::stop::Stop;
 /// Bytes of a trunk tensor copied at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// What coded matrices wait in is called after this.
-const SPOOL: &str = "trunk";
+/// The name that the file of coded matrices has for a moment.
+const SPOOL: &str = "trunk.spool.note.json";
 
 /// Writes the trunk of a bundle.
 pub struct TrunkWork<'a> {
@@ -71,7 +70,7 @@ impl TrunkWork<'_> {
         for (i, range) in files.iter().enumerate() {
             let path = self.dir.join(trunk_name(i + 1, files.len()));
             let pieces = trunk.pieces(range.clone());
-            let rounded = learnt.is_none().then(|| self.code_rounded(&path, pieces)).transpose()?;
+            let rounded = learnt.is_none().then(|| self.code_rounded(pieces)).transpose()?;
             let coded = learnt.as_ref().or(rounded.as_ref());
             note.files.push(self.write_file(&path, pieces, coded)?);
         }
@@ -94,8 +93,8 @@ impl TrunkWork<'_> {
     }
 
     /// Codes what is to be coded of a file, rounding to nearest.
-    fn code_rounded(&self, path: &Path, pieces: &[Piece<'_>]) -> Result<Coded> {
-        let mut coded = Coded::create(path)?;
+    fn code_rounded(&self, pieces: &[Piece<'_>]) -> Result<Coded> {
+        let mut coded = Coded::create(self.scratch)?;
         let matrices = coded_of(pieces.iter());
         let work = |i: usize| {
             self.stop.check()?;
@@ -113,7 +112,7 @@ impl TrunkWork<'_> {
 
     /// Codes what is to be coded of the whole trunk by what a text tells of its inputs, layer by layer.
     fn code_learnt(&self, trunk: &Trunk<'_>, text: &Windows, note: &mut TrunkNote) -> Result<Coded> {
-        let mut coded = Coded::create(&self.scratch.join(SPOOL))?;
+        let mut coded = Coded::create(self.scratch)?;
         let mut learner = Learner::begin(self.model, text, trunk.cols_max(), self.stop)?;
         for l in 0..self.model.spec().layers.len() {
             let evidence = learner.layer(l, &trunk.matrices(l))?;
@@ -195,9 +194,9 @@ struct Coded {
 }
 
 impl Coded {
-    /// None yet; their file is in the directory of `beside`.
-    fn create(beside: &Path) -> Result<Coded> {
-        Ok(Coded { spool: Spool::create(beside)?, planes: BTreeMap::new() })
+    /// None yet; their file is in `dir`.
+    fn create(dir: &Path) -> Result<Coded> {
+        Ok(Coded { spool: Spool::create(dir)?, planes: BTreeMap::new() })
     }
 
     fn append(&mut self, piece: &Piece<'_>, matrix: &CodedPiece, planes: &Planes) -> Result<()> {
@@ -216,19 +215,10 @@ struct Spool {
 }
 
 impl Spool {
-    /// A file in the directory of `beside`.
-    fn create(beside: &Path) -> Result<Spool> {
-        for n in 0_u64.. {
-            // Scratch may be shared with others.
-            let path = beside.with_extension(format!("{}-{n}.note.json", std::process::id()));
-            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
-                file => file.map_err(|e| Error::output(&e, "create", &path))?,
-            };
-            std::fs::remove_file(&path).map_err(|e| Error::output(&e, "remove", &path))?;
-            return Ok(Spool { file, path, end: 0 });
-        }
-        Err(Error::new(Kind::CannotCreate, "no name is free for a temporary file").in_file(beside))
+    fn create(dir: &Path) -> Result<Spool> {
+        let path = dir.join(SPOOL);
+        let file = File::scratch(&path).map_err(|e| Error::output(&e, "create", &path))?;
+        Ok(Spool { file, path, end: 0 })
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
