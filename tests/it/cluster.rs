@@ -8,6 +8,7 @@ use crate::support::{Run, assert_same, fixture, moepack, moepack_with, succeeds}
 
 mod accidents;
 mod calibrated;
+mod faults;
 mod submitted;
 
 /// A model of 3 layers of 16 experts behind a dense one.
