@@ -32,7 +32,7 @@ const MAGIC: &str = "moepack.activations/1";
 /// Hexadecimal digits of the checksum at the end.
 const DIGITS: usize = 64;
 /// How long one who waits sleeps before looking again.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// The units of a text.
 pub struct Units<'a> {

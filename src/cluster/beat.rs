@@ -167,6 +167,9 @@ impl Heart {
     pub fn say(&self, state: State, message: Option<String>) {
         {
             let mut beat = self.beat.lock().unwrap_or_else(PoisonError::into_inner);
+            if (beat.state, &beat.message) == (state, &message) {
+                return;
+            }
             (beat.state, beat.message) = (state, message);
         }
         let _ = write(&self.path, &self.beat, &self.progress);

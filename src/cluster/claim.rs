@@ -74,27 +74,26 @@ impl Watch {
     /// The file system refuses.
     pub fn claim(&mut self, path: &Path, who: &Who) -> Result<Option<Claim>> {
         let held = Held { who: who.clone(), beat: 0 };
-        if create_json(path, &held)? {
-            return Claim::hold(path, who).map(Some);
+        // One that cannot be read is looked at again later.
+        let Ok(found) = read_json::<Held>(path) else { return Ok(None) };
+        match found {
+            Some(found) if !self.is_dead(path, &found) => return Ok(None),
+            Some(_) => replace_json(path, &held)?,
+            None if !create_json(path, &held)? => return Ok(None),
+            None => {}
         }
-        // A claim that was given up a moment ago, or one half written, is looked at again later.
-        let Ok(Some(found)) = read_json::<Held>(path) else { return Ok(None) };
-        if !self.is_dead(path, found) {
-            return Ok(None);
-        }
-        replace_json(path, &held)?;
         self.0.remove(path);
         Claim::hold(path, who).map(Some)
     }
 
-    fn is_dead(&mut self, path: &Path, found: Held) -> bool {
+    fn is_dead(&mut self, path: &Path, found: &Held) -> bool {
         if found.who.is_gone() {
             return true;
         }
         let now = Instant::now();
         let (seen, since) = self.0.entry(path.to_path_buf()).or_insert_with(|| (found.clone(), now));
-        if *seen != found {
-            (*seen, *since) = (found, now);
+        if seen != found {
+            (*seen, *since) = (found.clone(), now);
         }
         since.elapsed() > dead_after()
     }
@@ -138,11 +137,11 @@ mod tests {
         let who = Who::elsewhere();
         let held = Held { who, beat: 7 };
         let mut watch = Watch::default();
-        assert!(!watch.is_dead(&path, held.clone()));
+        assert!(!watch.is_dead(&path, &held));
         let long_ago = Instant::now().checked_sub(DEAD_AFTER + Duration::from_secs(1)).unwrap();
         watch.0.get_mut(&path).unwrap().1 = long_ago;
-        assert!(!watch.is_dead(&path, Held { beat: 8, ..held.clone() }), "it was renewed");
+        assert!(!watch.is_dead(&path, &Held { beat: 8, ..held.clone() }), "it was renewed");
         watch.0.get_mut(&path).unwrap().1 = long_ago;
-        assert!(watch.is_dead(&path, Held { beat: 8, ..held }));
+        assert!(watch.is_dead(&path, &Held { beat: 8, ..held }));
     }
 }
