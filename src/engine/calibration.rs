@@ -28,6 +28,21 @@ impl Calibration {
         Ok(Calibration { isa, windows, stream })
     }
 
+    /// The text.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// The residual stream of every token.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Goes on with a stream that was stored.
+    pub fn replace(&mut self, stream: Stream) {
+        self.stream = stream;
+    }
+
     /// Runs the layer's attention, and its MLP where that is dense.
     ///
     /// # Errors
