@@ -14,11 +14,15 @@ pub mod completions;
 pub mod convert;
 pub mod inspect;
 pub mod man;
+pub mod merge;
 pub mod options;
 pub mod perplexity;
 pub mod plan;
 pub mod quantize;
+pub mod status;
+pub mod submit;
 pub mod verify;
+pub mod worker;
 
 /// Every command, in the order of the help.
 pub const COMMANDS: &[Command] = &[
@@ -32,6 +36,10 @@ pub const COMMANDS: &[Command] = &[
     check::COMMAND,
     convert::COMMAND,
     bench::COMMAND,
+    worker::COMMAND,
+    merge::COMMAND,
+    status::COMMAND,
+    submit::COMMAND,
     completions::COMMAND,
     man::COMMAND,
 ];

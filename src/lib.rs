@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
 pub mod cli;
+pub mod cluster;
 pub mod commands;
 pub mod engine;
 pub mod memory;

@@ -77,6 +77,16 @@ impl Progress {
         }
     }
 
+    /// Bytes and experts that are done.
+    pub fn done(&self) -> (u64, u64) {
+        self.done.lock().map_or((0, 0), |done| (done.bytes, done.experts))
+    }
+
+    /// Bytes and experts in all.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.total_bytes, self.total_experts)
+    }
+
     /// Takes the bar off the terminal.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {

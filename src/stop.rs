@@ -1,4 +1,4 @@
-//! Stopping on request: SIGINT and SIGTERM set a flag that long work looks at between experts.
+//! Stopping on request: SIGINT, SIGTERM and SIGUSR1 set a flag that long work looks at between experts.
 //!
 //! Some steps are longer than a person waits: the tokenizer on a long text, a layer's attention. So a thread watches too:
 //! what has not stopped by itself soon is ended, after its temporary files are removed. Nothing is lost by that, because a
@@ -24,15 +24,20 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Registers for SIGINT and SIGTERM; a second signal of the same kind ends the process at once.
+    /// Registers for SIGINT, SIGTERM and SIGUSR1; a second signal of the same kind ends the process at once.
     ///
     /// # Errors
     /// The operating system refuses a handler.
     pub fn on_signals() -> Result<Stop> {
         let stop = Stop::default();
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
         let cannot = |signal| move |e| Error::new(Kind::Io, format!("cannot handle signal {signal}: {e}"));
-        for (signal, flag, code) in [(SIGINT, &stop.interrupted, 130), (SIGTERM, &stop.terminated, 75)] {
+        for (signal, flag, code) in [
+            (SIGINT, &stop.interrupted, 130),
+            (SIGTERM, &stop.terminated, 75),
+            // What schedulers send some time before they kill.
+            (SIGUSR1, &stop.terminated, 75),
+        ] {
             // First registered, first run: the shutdown looks at the flag before this signal sets it.
             signal_hook::flag::register_conditional_shutdown(signal, code, flag.clone())
                 .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
@@ -40,7 +45,7 @@ impl Stop {
         }
         // A file that outgrows `ulimit -f` is an error of that write, not the end of the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(cannot(SIGXFSZ))?;
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(cannot(SIGINT))?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(cannot(SIGINT))?;
         let watched = stop.clone();
         let watch = move || {
             // Waits without end for the first; the flags say which it is.
@@ -77,7 +82,7 @@ impl Stop {
         };
         match () {
             _ if self.interrupted.load(Ordering::Relaxed) => stopped(Kind::Interrupted, "SIGINT"),
-            _ if self.terminated.load(Ordering::Relaxed) => stopped(Kind::Temporary, "SIGTERM"),
+            _ if self.terminated.load(Ordering::Relaxed) => stopped(Kind::Temporary, "SIGTERM or SIGUSR1"),
             _ => Ok(()),
         }
     }

@@ -254,6 +254,14 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
+/// Gives a file a second name that nothing has.
+///
+/// # Errors
+/// What the operating system says; `AlreadyExists` if the name is taken.
+pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    call(Call::Rename, || std::fs::hard_link(from, to))
+}
+
 /// Gives two files or directories each other's name in one step.
 ///
 /// # Errors

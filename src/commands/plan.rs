@@ -1,32 +1,42 @@
-//! `moepack plan`: a dry run. Bytes, bits per weight, peak memory, time; and the recipe as a file to edit.
+//! `moepack plan`: a dry run. Bytes, bits per weight, peak memory, time; and the recipe as a file to edit, or the job cut into
+//! shards for more than one machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use moepack_format::Result;
+use moepack_format::{Error, Result};
 use moepack_quant::solve::solver;
 use serde::Serialize;
 
-use super::options::{Given, OpenArgs, RecipeArgs};
+use self::cluster::ClusterArgs;
+use super::options::{Calibrated, Given, OpenArgs, RecipeArgs};
+use super::quantize::check_places;
 use super::{Command, parse};
+use crate::cluster::make;
+use crate::cluster::nodes::{Node, Row};
 use crate::engine::budget::{Budget, within_memory};
 use crate::engine::prediction::{Prediction, predict};
 use crate::engine::sizes::{PartSizes, Sizes};
+use crate::engine::stats::Stats;
 use crate::engine::writer::bits_each;
-use crate::output::{print, print_json, refuse_existing_file, say, table, write_file};
+use crate::output::{print, print_json, refuse_existing_file, say, table, warn, write_file};
 use crate::recipe::{NATIVE, Recipe, Rule, matrix_pattern};
 use crate::session::Session;
 use crate::size::human;
 use crate::text::{WindowArgs, windows_of_text};
 
+mod cluster;
+
 /// The table row.
 pub const COMMAND: Command = Command {
     name: "plan",
-    about: "Dry run of quantize: bytes of every part, bits per weight, peak memory, time; writes the recipe",
+    about: "Dry run of quantize: bytes of every part, bits per weight, peak memory, time; writes the recipe, or a plan for a cluster",
     examples: &[
         "moepack plan Qwen3-30B-A3B --codec int4-g64",
         "moepack plan Qwen3-30B-A3B --codec int3-g64 -o recipe.toml",
+        "moepack plan DeepSeek-V4-Pro --bits 2.5 --calibrate calib.txt -o v4.plan",
+        "moepack plan DeepSeek-V4-Pro --bits 2.5 --solver gptq --calibration-tokens 131072 --nodes 1,16,128",
     ],
     args: Arguments::augment_args,
     run: |matches, session| run(&parse(matches)?, session),
@@ -39,19 +49,25 @@ struct Arguments {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Text that `quantize` will calibrate on: sensitivities are measured on a sample of it
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "stats")]
     calibrate: Option<PathBuf>,
+    /// Stats that `quantize` will be given, or an importance matrix of llama.cpp
+    #[arg(long, value_name = "STATS", visible_alias = "imatrix")]
+    stats: Option<PathBuf>,
     /// Text that `quantize` will measure drift on
     #[arg(long, value_name = "TEXT")]
     verify: Option<PathBuf>,
     #[command(flatten)]
     windows: WindowArgs,
-    /// Write the recipe here: TOML, one rule for each layer and projection, to be edited and given to `quantize --recipe`
-    #[arg(short, long, value_name = "FILE")]
+    /// A name that ends in .toml: write the recipe there, one rule for each layer and projection, to be edited and given to
+    /// `quantize --recipe`. Any other: write a plan there, a directory that `worker`, `status`, `submit` and `merge` work with
+    #[arg(short, long, value_name = "RECIPE.toml|PLAN")]
     output: Option<PathBuf>,
-    /// Replace that file if it is there
+    /// Replace what is there
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(flatten)]
     open: OpenArgs,
 }
@@ -71,6 +87,10 @@ struct Report {
     kld_mean: f64,
     kld_basis: &'static str,
     parts: Vec<PartReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<Node>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,13 +105,18 @@ struct PartReport {
 
 fn run(args: &Arguments, session: &Session) -> Result<()> {
     let started = Instant::now();
-    args.output.iter().try_for_each(|path| refuse_existing_file(path, args.overwrite))?;
+    let (recipe_file, plan_folder) = outputs(args)?;
     let model = args.open.open_to_plan(&args.checkpoint)?;
+    let stats = args.stats.as_ref().map(|p| Stats::open(p, &model)).transpose()?;
+    stats.iter().flat_map(Stats::warnings).for_each(|w| warn(w));
     let windows =
         |text: &Option<PathBuf>| text.as_ref().map(|t| windows_of_text(&model, t, &args.windows)).transpose();
     let (calibration, evaluation) = (windows(&args.calibrate)?, windows(&args.verify)?);
-    let given = Given { text: calibration.as_ref(), stats_tokens: None };
+    let given = Given { text: calibration.as_ref(), stats_tokens: stats.as_ref().map(Stats::n_tokens) };
     let prepared = args.recipe.prepare(session, &model, given)?;
+    if plan_folder.is_some() {
+        prepared.check_calibrated(Calibrated::by(args.calibrate.is_some(), args.stats.is_some()))?;
+    }
     let hessians = solver(&prepared.recipe.solver)?.needs_hessian();
     let budget = |threads| {
         let calibration = (calibration.as_ref(), hessians);
@@ -101,12 +126,49 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let (calibration, evaluation) = (calibration.as_ref(), evaluation.as_ref());
     let prediction = predict(&session, prepared.plan(&model, calibration, evaluation, started), &budget)?;
     let sizes = &prepared.sizes;
-    if let Some(path) = &args.output {
+    if let Some(path) = recipe_file {
         write_file(path, &spelled_out(&prepared.recipe, sizes).to_toml()?)?;
         say(&format!("recipe written to {}", path.display()));
     }
-    let report = report(args, sizes, &prediction);
-    if session.json { print_json(&report) } else { print(&text(&report)) }
+    if let Some(path) = plan_folder {
+        let job = make::Job {
+            checkpoint: &args.checkpoint,
+            model: &model,
+            recipe: &prepared.recipe,
+            sizes,
+            text: calibration,
+            stats: args.stats.as_deref(),
+            n_shards: args.cluster.shards,
+            n_units: args.cluster.calibration_shards.map(usize::from),
+            keep_activations: args.cluster.keep_activations,
+            peak_memory_bytes: budget.bytes(),
+            seconds: prediction.seconds,
+        };
+        let plan = session.in_pool(|| make::make(&job, path, args.overwrite, &session.stop))?;
+        say(&format!("plan written to {}: {} shards, id {}", path.display(), plan.shards.len(), plan.id));
+    }
+    let (node, nodes) = cluster::rows(&args.cluster, &model, &prepared, calibration)?;
+    let on_nodes = cluster::text(&node, &nodes);
+    let node = (!nodes.is_empty()).then_some(node);
+    let report = Report { node, nodes, ..report(args, sizes, &prediction) };
+    if session.json { print_json(&report) } else { print(&(text(&report) + &on_nodes)) }
+}
+
+/// The recipe file and the plan that are asked for, at most one of both.
+fn outputs(args: &Arguments) -> Result<(Option<&Path>, Option<&Path>)> {
+    let is_recipe = |path: &&Path| path.extension().is_some_and(|e| e == "toml");
+    let output = args.output.as_deref();
+    let (recipe, plan) = (output.filter(is_recipe), output.filter(|path| !is_recipe(path)));
+    recipe.map_or(Ok(()), |path| refuse_existing_file(path, args.overwrite))?;
+    plan.map_or(Ok(()), |path| make::refuse_existing(path, args.overwrite))?;
+    if plan.is_some() && args.verify.is_some() {
+        return Err(Error::usage("--verify has no meaning in a plan for more than one machine")
+            .hint("measure the merged bundle with `moepack verify`"));
+    }
+    if plan.is_some() {
+        check_places(&args.checkpoint, plan.unwrap_or(Path::new("")))?;
+    }
+    Ok((recipe, plan))
 }
 
 fn report(args: &Arguments, sizes: &Sizes, prediction: &Prediction) -> Report {
@@ -135,6 +197,8 @@ fn report(args: &Arguments, sizes: &Sizes, prediction: &Prediction) -> Report {
                 bpw: bits_each(p.bytes, p.weights),
             })
             .collect(),
+        node: None,
+        nodes: Vec::new(),
     }
 }
 

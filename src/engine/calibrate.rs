@@ -68,10 +68,14 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Starved
     }
     if done < layers.len() {
         let last = done.checked_sub(1).and_then(|i| layers.get(i)).copied();
-        let begin = Calibration::begin(isa, model, job.windows)?;
-        let mut pass = Pass { session, model, workspace, progress: &progress, calibration: begin };
-        let first = if let Some(l) = last { pass.go_on(l)? } else { 0 };
-        for l in first..model.spec().layers.len() {
+        let calibration = match last {
+            Some(l) => go_on(model, workspace, l, job.windows)?,
+            None => Calibration::begin(isa, model, job.windows)?,
+        };
+        let coded = model.spec().moe_layers().take(done).map(|(_, moe)| moe.n_experts as u64).sum();
+        progress.add(0, coded);
+        let mut pass = Pass { session, model, workspace, progress: &progress, calibration };
+        for l in last.map_or(0, |l| l + 1)..model.spec().layers.len() {
             starved.extend(pass.layer(l)?);
         }
     }
@@ -80,6 +84,13 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Starved
         write(model, job.about, workspace, &layers)?;
     }
     Ok(starved)
+}
+
+/// The text behind a layer, where an earlier run had it.
+fn go_on(model: &Model, workspace: &Workspace, layer: usize, windows: Windows) -> Result<Calibration> {
+    let path = stream_file(workspace, layer);
+    let stream = stored::load(&path, &stream_head(layer), model.spec(), &windows)?;
+    Ok(Calibration::resume(Isa::get(), windows, stream))
 }
 
 /// Puts the layers' shares together.
@@ -117,17 +128,6 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Takes the text to behind a layer, where an earlier run had it; gives the next layer.
-    fn go_on(&mut self, layer: usize) -> Result<usize> {
-        let path = stream_file(self.workspace, layer);
-        let windows = self.calibration.windows();
-        let stream = stored::load(&path, &stream_head(layer), self.model.spec(), windows)?;
-        self.calibration.replace(stream);
-        let moe = self.model.spec().moe_layers().filter(|(l, _)| *l <= layer);
-        self.progress.add(0, moe.map(|(_, moe)| moe.n_experts as u64).sum());
-        Ok(layer + 1)
-    }
-
     /// One layer; gives the experts that no token reached.
     fn layer(&mut self, l: usize) -> Result<Starved> {
         self.session.stop.check()?;

@@ -28,9 +28,9 @@ impl Calibration {
         Ok(Calibration { isa, windows, stream })
     }
 
-    /// The text.
-    pub fn windows(&self) -> &Windows {
-        &self.windows
+    /// Goes on between two layers with a stream that was stored there.
+    pub fn resume(isa: Isa, windows: Windows, stream: Stream) -> Calibration {
+        Calibration { isa, windows, stream }
     }
 
     /// The residual stream of every token.
@@ -38,9 +38,9 @@ impl Calibration {
         &self.stream
     }
 
-    /// Goes on with a stream that was stored.
-    pub fn replace(&mut self, stream: Stream) {
-        self.stream = stream;
+    /// The stream as it is.
+    pub fn into_stream(self) -> Stream {
+        self.stream
     }
 
     /// Runs the layer's attention, and its MLP where that is dense.

@@ -227,7 +227,7 @@ fn trial_weights(plan: &Plan<'_>, layer: usize, expert: usize, part: Part) -> Re
 }
 
 /// Nearly N(0, 1): sums of four uniform numbers of a linear congruence.
-fn normal(n: usize) -> Vec<f32> {
+pub(crate) fn normal(n: usize) -> Vec<f32> {
     let mut state = 1u32;
     let mut uniform = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

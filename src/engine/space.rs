@@ -20,6 +20,15 @@ pub fn check_space(target: &Path, bytes: u64, largest: u64) -> Result<()> {
     fits(space, bytes.saturating_sub(kept_bytes(target)), largest).map_err(|e| e.in_file(dir))
 }
 
+/// The same for files in a directory that nobody began.
+///
+/// # Errors
+/// As [`check_space`].
+pub fn check_free(dir: &Path, bytes: u64) -> Result<()> {
+    let Ok(space) = storage::space(dir) else { return Ok(()) };
+    fits(space, bytes, 0).map_err(|e| e.in_file(dir))
+}
+
 fn fits(space: Space, bytes: u64, largest: u64) -> Result<()> {
     let cannot = |what: String| Err(Error::new(Kind::CannotCreate, what));
     if space.read_only {

@@ -27,6 +27,7 @@ pub use place::{Form, kept_bytes, refuse_existing, refuse_existing_as};
 
 use journal::differences;
 pub(crate) use journal::{read_json, write_json};
+pub(crate) use lock::host;
 use lock::lock;
 use place::{entries, home_of, list_sha256, refuse_foreign};
 

@@ -97,7 +97,7 @@ fn json_has_the_keys_that_other_programs_read() {
     assert_eq!(json(&succeeds(at, &["check", "q", "--json"]))["ok"], true);
 }
 
-/// What makes each command print its document, in the directory of a bundle `q` and a text `eval.txt`.
+/// What makes each command print its document, in the directory of a bundle `q`, a plan `p` and a text `eval.txt`.
 const DOCUMENTS: &[(&str, &[&str])] = &[
     ("inspect", &["q"]),
     ("plan", &["TINY"]),
@@ -109,6 +109,10 @@ const DOCUMENTS: &[(&str, &[&str])] = &[
     ("check", &["q"]),
     ("convert", &["q", "--to", "mlx", "-o", "mlx"]),
     ("bench", &["q", "--reads", "9"]),
+    ("worker", &["--plan", "p", "--shard", "0"]),
+    ("status", &["--plan", "p"]),
+    ("submit", &["--plan", "p", "--engine", "print"]),
+    ("merge", &["--plan", "p"]),
 ];
 
 #[test]
@@ -116,6 +120,7 @@ fn every_json_document_has_a_schema_with_a_version() {
     let dir = tempfile::tempdir().unwrap();
     text(dir.path(), "eval.txt", 2000);
     succeeds(dir.path(), &["quantize", &tiny(), "-o", "q", "--codec", "int8"]);
+    succeeds(dir.path(), &["plan", &tiny(), "-o", "p", "--codec", "int8", "--shards", "1"]);
     let (tiny, scripts) = (tiny(), ["completions", "man"]);
     for command in moepack::commands::COMMANDS.iter().filter(|c| !scripts.contains(&c.name)) {
         assert!(DOCUMENTS.iter().any(|(name, _)| *name == command.name), "{} has no row", command.name);

@@ -6,6 +6,7 @@
 mod budgets;
 mod calibrated;
 mod cli;
+mod cluster;
 mod convert;
 mod determinism;
 mod drift;
