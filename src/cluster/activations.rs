@@ -9,28 +9,24 @@
 //! it needs it; where others are at it, it waits. A shard that has run a whole layer stores what leaves it, so that the
 //! shards of one worker, in order, push the text through the model but once.
 
-use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use moepack_convert::Model;
-use moepack_format::file::hex;
-use moepack_format::{AtomicFile, Context, Error, InputFile, Kind, Result, storage};
+use moepack_format::{Error, Result, storage};
 use moepack_quant::Isa;
 use moepack_verify::forward::{Delta, LayerWeights, MoePass, RoutedSum, Stream, embed, ordered};
 use moepack_verify::tokens::Windows;
-use sha2::{Digest, Sha256};
 
 use crate::cluster::claim::Watch;
 use crate::cluster::folder::PlanFolder;
 use crate::cluster::who::Who;
+use crate::engine::stored;
 use crate::stop::Stop;
 
 /// First line of stored activations.
 const MAGIC: &str = "moepack.activations/1";
-/// Hexadecimal digits of the checksum at the end.
-const DIGITS: usize = 64;
 /// How long one who waits sleeps before looking again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -217,87 +213,13 @@ impl Units<'_> {
         if storage::exists(&path)? {
             return Ok(());
         }
-        let mut to = Hashing { file: AtomicFile::create(&path)?, hash: Sha256::new() };
-        let head = self.head(unit, layer);
-        let written = to.write_all(head.as_bytes()).and_then(|()| stream.write_to(&mut to));
-        written.map_err(|e| Error::output(&e, "write", &path))?;
-        let Hashing { mut file, hash } = to;
-        file.append(hex(&hash.finalize()).as_bytes())?;
-        file.commit()
+        stored::store(&path, &self.head(unit, layer), stream)
     }
 
     fn load(&self, unit: usize, layer: usize) -> Result<Stream> {
-        let (path, head) = (self.path(unit, layer), self.head(unit, layer));
         let range = self.units.get(unit).cloned().unwrap_or_default();
-        let n_tokens = self.part(&range).tokens.len();
-        let file = InputFile::open(&path)?;
-        let mut from = Checked { file: &file, at: 0, hash: Sha256::new() };
-        let read = read(&mut from, &head, self.model.spec().width(), n_tokens, range.len());
-        read.map_err(|e| match e.kind() {
-            ErrorKind::Other => Error::new(Kind::Io, e.to_string()),
-            _ => Error::bad_data(format!("stored activations are damaged: {e}"))
-                .hint("remove the file; the same command makes it again"),
-        })
-        .in_file(&path)
-    }
-}
-
-fn read(
-    from: &mut Checked<'_>,
-    head: &str,
-    width: usize,
-    n_tokens: usize,
-    n_windows: usize,
-) -> io::Result<Stream> {
-    let invalid = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
-    let mut found = vec![0; head.len()];
-    from.read_exact(&mut found)?;
-    if found != head.as_bytes() {
-        return Err(invalid("they are of another plan, unit or layer"));
-    }
-    let stream = Stream::read_from(from, width, n_tokens, n_windows)?;
-    let expected = hex(&std::mem::take(&mut from.hash).finalize());
-    let mut digits = vec![0; DIGITS];
-    from.read_exact(&mut digits)?;
-    match digits == expected.as_bytes() && from.at == from.file.len() {
-        true => Ok(stream),
-        false => Err(invalid("their checksum is another")),
-    }
-}
-
-/// A file that is hashed while it is written.
-struct Hashing {
-    file: AtomicFile,
-    hash: Sha256,
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.hash.update(bytes.get(..n).unwrap_or_default());
-        Ok(n)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A file that is hashed while it is read.
-struct Checked<'a> {
-    file: &'a InputFile,
-    at: u64,
-    hash: Sha256,
-}
-
-impl Read for Checked<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let left = self.file.len().saturating_sub(self.at);
-        let n = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-        let part = bytes.get_mut(..n).unwrap_or_default();
-        self.file.read_exact_at(self.at, part).map_err(|e| io::Error::other(e.to_string()))?;
-        self.hash.update(&*part);
-        self.at += n as u64;
-        Ok(n)
+        let windows = self.part(&range);
+        stored::load(&self.path(unit, layer), &self.head(unit, layer), self.model.spec(), &windows)
     }
 }
 

@@ -1,12 +1,13 @@
 //! A layer that was coded in several pieces becomes one bank: whoever publishes the last of them puts it together.
 
-use moepack_format::{Bank, BankSummary, PartBytes, Result, storage};
+use moepack_format::{Bank, BankSummary, Result, storage};
 
 use crate::cluster::folder::{PlanFolder, part_file};
 use crate::cluster::plan::{Piece, Plan};
 use crate::cluster::publish::Attempt;
 use crate::cluster::reports::{BankReport, is_apart, is_done, report};
-use crate::engine::writer::{BankFacts, BankSink, LayerNote, bank_file};
+use crate::engine::parts::join;
+use crate::engine::writer::{BankFacts, LayerNote, bank_file};
 
 /// Puts a layer's bank together, if all its experts are there and nobody did; then removes the pieces.
 ///
@@ -39,20 +40,7 @@ fn put_together(folder: &PlanFolder, plan: &Plan, layer: usize, attempt: &Attemp
     }
     let name = bank_file(layer);
     let path = attempt.path().join(&name);
-    let n_planes = banks.iter().map(n_planes).sum::<Result<usize>>()?;
-    let mut sink = BankSink::create(&path, layer, plan.n_experts(layer), plan.recipe.align, n_planes)?;
-    let mut each = facts.experts.into_iter();
-    for bank in &banks {
-        for (expert, facts) in (0..bank.n_experts()).zip(&mut each) {
-            let record = bank.read(expert, true)?;
-            let parts = record.parts().map(|part| {
-                let specs = part.infos.iter().map(|info| info.spec.clone());
-                PartBytes { spec: part.spec.clone(), planes: specs.zip(part.planes).collect() }
-            });
-            sink.append(&parts.collect::<Vec<_>>(), facts)?;
-        }
-    }
-    let note = LayerNote::of(layer, sink.finish(facts.usage)?);
+    let note = LayerNote::of(layer, join(&path, (layer, plan.recipe.align), &banks, facts)?);
     publish_bank(folder, plan, layer, attempt, note)
 }
 
@@ -71,9 +59,4 @@ pub fn publish_bank(
     attempt.publish(&name, &folder.bundle().join(&name), &note.summary.sha256)?;
     let report = BankReport { plan: plan.id.clone(), note };
     attempt.publish_report(&report, &folder.report(Piece::Bank { layer })).map(drop)
-}
-
-fn n_planes(bank: &Bank) -> Result<usize> {
-    let of = |expert| Ok(bank.parts(expert)?.iter().map(|part| part.planes.len()).sum::<usize>());
-    (0..bank.n_experts()).map(of).sum()
 }

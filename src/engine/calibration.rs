@@ -33,6 +33,11 @@ impl Calibration {
         Calibration { isa, windows, stream }
     }
 
+    /// The residual stream of every token.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// The stream as it is.
     pub fn into_stream(self) -> Stream {
         self.stream

@@ -13,6 +13,7 @@ use moepack_verify::forward::ordered;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::engine::quantize::sources;
 use crate::engine::workspace::{EXPORT, EXPORT_FORMAT, Workspace};
 use crate::progress::Progress;
 use crate::session::Session;
@@ -79,8 +80,7 @@ struct ShardNote {
 /// Whatever is wrong with input or output; nothing half-written is left but what the same command can go on with.
 pub fn export(session: &Session, job: &Job<'_>) -> Result<Outcome> {
     job.model.check_trunk_scales()?;
-    let sources: Vec<Value> =
-        job.model.files().iter().map(|f| json!({"path": f.name, "fingerprint": f.fingerprint})).collect();
+    let sources = sources(job.model);
     let manifest = job.model.bundle().map(|b| b.manifest.sha256.clone());
     let work = json!({"version": env!("CARGO_PKG_VERSION"), "work": job.options, "sources": sources, "bundle": manifest});
     let workspace = Workspace::open(job.target, job.overwrite, &work)?;

@@ -87,9 +87,12 @@ pub fn quantize(session: &Session, job: Job<'_>) -> Result<Outcome> {
 
 /// What decides the bytes of the bundle: another value, and the unfinished work is not ours.
 fn identity(job: &Job<'_>) -> Value {
-    let sources: Vec<Value> =
-        job.model.files().iter().map(|f| json!({"path": f.name, "fingerprint": f.fingerprint})).collect();
-    json!({ "version": env!("CARGO_PKG_VERSION"), "work": recipe_value(job), "sources": sources })
+    json!({ "version": env!("CARGO_PKG_VERSION"), "work": recipe_value(job), "sources": sources(job.model) })
+}
+
+/// The files of a model as a journal knows them.
+pub fn sources(model: &Model) -> Vec<Value> {
+    model.files().iter().map(|f| json!({"path": f.name, "fingerprint": f.fingerprint})).collect()
 }
 
 /// The recipe as the manifest keeps it, with what it was calibrated on.

@@ -86,7 +86,22 @@ pub fn tokens_sha256(windows: &Windows) -> String {
 
 /// A stats file being written: layers come in order.
 #[derive(Debug)]
-pub struct StatsWriter(TrunkWriter);
+pub struct StatsWriter {
+    writer: TrunkWriter,
+    dims: Vec<(usize, Dims)>,
+}
+
+/// What a stats file has of a layer: counts, then the means of each side, weighted and plain.
+pub fn layer_bytes(experts: &[Observed]) -> Vec<u8> {
+    let counts = experts.iter().flat_map(|e| (e.weighted.input.n_tokens as i64).to_le_bytes());
+    let mut bytes: Vec<u8> = counts.collect();
+    let sides: [fn(&Observed) -> &ColumnStats; 4] =
+        [|e| &e.weighted.input, |e| &e.weighted.inner, |e| &e.plain.input, |e| &e.plain.inner];
+    for side in sides {
+        bytes.extend(experts.iter().flat_map(|e| &side(e).second_moment).flat_map(|m| m.to_le_bytes()));
+    }
+    bytes
+}
 
 impl StatsWriter {
     /// Starts the stats file of a model.
@@ -102,28 +117,29 @@ impl StatsWriter {
         }
         let mut writer = TrunkWriter::create(path, &specs)?;
         writer.write(ABOUT, &about)?;
-        Ok(StatsWriter(writer))
+        Ok(StatsWriter { writer, dims: dims(model).collect() })
     }
 
-    /// Appends a layer.
+    /// Appends a layer: bytes that [`layer_bytes`] made.
     ///
     /// # Errors
-    /// A failed write.
-    pub fn write(&mut self, layer: usize, experts: &[Observed]) -> Result<()> {
-        let counts = experts.iter().flat_map(|e| (e.weighted.input.n_tokens as i64).to_le_bytes());
-        self.0.write(&name(layer, "tokens"), &counts.collect::<Vec<u8>>())?;
-        self.means(&name(layer, "input"), experts.iter().map(|e| &e.weighted.input))?;
-        self.means(&name(layer, "inner"), experts.iter().map(|e| &e.weighted.inner))?;
-        self.means(&name(layer, INPUT_PLAIN), experts.iter().map(|e| &e.plain.input))?;
-        self.means(&name(layer, INNER_PLAIN), experts.iter().map(|e| &e.plain.inner))
-    }
-
-    fn means<'a>(&mut self, name: &str, experts: impl Iterator<Item = &'a ColumnStats>) -> Result<()> {
-        for stats in experts {
-            let bytes: Vec<u8> = stats.second_moment.iter().flat_map(|m| m.to_le_bytes()).collect();
-            self.0.write(name, &bytes)?;
+    /// Other bytes than the layer has, or a failed write.
+    pub fn write(&mut self, layer: usize, mut bytes: &[u8]) -> Result<()> {
+        let Some((_, dims)) = self.dims.iter().find(|(l, _)| *l == layer) else {
+            return Err(Error::bad_data(format!("layer {layer} has no routed experts")));
+        };
+        for spec in dims.specs(layer).into_iter().chain(dims.plain_specs(layer)) {
+            let n = usize::try_from(spec.bytes()?).unwrap_or(usize::MAX);
+            let (tensor, rest) = bytes.split_at_checked(n).ok_or_else(|| {
+                Error::bad_data(format!("{} bytes, expected {n}", bytes.len())).in_tensor(&spec.name)
+            })?;
+            self.writer.write(&spec.name, tensor)?;
+            bytes = rest;
         }
-        Ok(())
+        match bytes.len() {
+            0 => Ok(()),
+            n => Err(Error::bad_data(format!("{n} bytes more than layer {layer} has"))),
+        }
     }
 
     /// Gives the file its name.
@@ -131,7 +147,7 @@ impl StatsWriter {
     /// # Errors
     /// A layer is missing, or a failed write.
     pub fn finish(self) -> Result<()> {
-        self.0.finish().map(|_| ())
+        self.writer.finish().map(|_| ())
     }
 }
 

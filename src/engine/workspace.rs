@@ -23,7 +23,7 @@ mod journal;
 mod lock;
 mod place;
 
-pub use place::{kept_bytes, refuse_existing};
+pub use place::{Form, kept_bytes, refuse_existing, refuse_existing_as};
 
 use journal::differences;
 pub(crate) use journal::{read_json, write_json};
@@ -32,6 +32,8 @@ use lock::lock;
 use place::{entries, home_of, list_sha256, refuse_foreign};
 
 const JOURNAL: &str = "journal.json";
+/// The journal of work that has come to an end: all that is left here may go.
+const GARBAGE: &str = "garbage.json";
 const LOCK: &str = "lock";
 const OUTPUT: &str = "output";
 /// What lists the files of a model that was written for other programs.
@@ -43,26 +45,41 @@ const NOTE_SUFFIX: &str = ".note.json";
 /// The piece that is finished when the output got its name.
 const PUBLISHED: &str = "published";
 
-/// An output directory in the making.
+/// An output in the making.
 #[derive(Debug)]
 pub struct Workspace {
+    form: Form,
     target: PathBuf,
     home: PathBuf,
     dir: PathBuf,
+    /// The output: `dir`, or a file in it.
+    output: PathBuf,
     overwrite: bool,
     resumed: bool,
     _lock: File,
 }
 
 impl Workspace {
-    /// Opens or resumes the workspace of `target`. `work` describes the work: recipe, sources, version; a directory
+    /// Opens or resumes the workspace of a directory `target`. `work` describes the work: recipe, sources, version; a directory
     /// left by other work is refused with the difference, unless `overwrite`.
     ///
     /// # Errors
     /// The target exists (kind `CannotCreate`), other work is unfinished here (`Plan`), another process is at it
     /// (`Temporary`), or the file system refuses.
     pub fn open(target: &Path, overwrite: bool, work: &Value) -> Result<Workspace> {
-        refuse_existing(target, overwrite)?;
+        Workspace::open_as(Form::Directory, target, overwrite, work)
+    }
+
+    /// As [`Workspace::open`] for an output that is one file.
+    ///
+    /// # Errors
+    /// As [`Workspace::open`].
+    pub fn open_file(target: &Path, overwrite: bool, work: &Value) -> Result<Workspace> {
+        Workspace::open_as(Form::File, target, overwrite, work)
+    }
+
+    fn open_as(form: Form, target: &Path, overwrite: bool, work: &Value) -> Result<Workspace> {
+        refuse_existing_as(form, target, overwrite)?;
         let home = home_of(target)?;
         refuse_foreign(&home)?;
         create_dir(&home).map_err(|e| match e.kind() {
@@ -72,10 +89,17 @@ impl Workspace {
             _ => Error::output(&e, "create the output directory", &home),
         })?;
         let lock = lock(&home.join(LOCK))?;
-        let (target, dir) = (target.to_path_buf(), home.join(OUTPUT));
-        let mut workspace = Workspace { target, home, dir, overwrite, resumed: false, _lock: lock };
-        workspace.enter(work)?;
-        Ok(workspace)
+        let (name, dir) = (target.file_name().unwrap_or_default(), home.join(OUTPUT));
+        let output = if form == Form::File { dir.join(name) } else { dir.clone() };
+        let (target, resumed) = (target.to_path_buf(), false);
+        let mut workspace = Workspace { form, target, home, dir, output, overwrite, resumed, _lock: lock };
+        match workspace.enter(work) {
+            Ok(()) => Ok(workspace),
+            Err(e) => {
+                workspace.remove_if_empty();
+                Err(e)
+            }
+        }
     }
 
     fn enter(&mut self, work: &Value) -> Result<()> {
@@ -97,7 +121,7 @@ impl Workspace {
         }
         self.clear()?;
         // Work that was published without cleaning up is no excuse for another.
-        refuse_existing(&self.target, self.overwrite)?;
+        refuse_existing_as(self.form, &self.target, self.overwrite)?;
         write_json(&journal, work)?;
         self.create_output()
     }
@@ -107,6 +131,7 @@ impl Workspace {
         self.resumed = true;
         if self.is_published()? {
             self.dir.clone_from(&self.target);
+            self.output.clone_from(&self.target);
             return Ok(());
         }
         self.create_output()?;
@@ -117,23 +142,19 @@ impl Workspace {
         create_dir(&self.dir).map_err(|e| Error::output(&e, "create the output directory", &self.dir))
     }
 
-    /// Removes what an earlier run left; the journal, which says that it is ours, at last.
+    /// Removes what an earlier run left.
     fn clear(&self) -> Result<()> {
-        let output = self.home.join(OUTPUT);
-        if storage::exists(&output)? {
-            storage::remove_dir_all(&output).map_err(|e| Error::output(&e, "remove", &output))?;
-        }
-        let mut paths = entries(&self.home)?;
-        paths.retain(|path| !path.ends_with(LOCK));
-        paths.sort_by_key(|path| path.ends_with(JOURNAL));
-        paths
-            .iter()
-            .try_for_each(|path| storage::remove_file(path).map_err(|e| Error::output(&e, "remove", path)))
+        place::clear(&self.home)
     }
 
     /// Where the files go.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The file, where the output is one.
+    pub fn file(&self) -> &Path {
+        &self.output
     }
 
     /// Where what is no part of the output may lie meanwhile; it goes when the work is done.
@@ -170,14 +191,14 @@ impl Workspace {
         write_json(&self.home.join(format!("{piece}{NOTE_SUFFIX}")), note)
     }
 
-    /// Makes the directory appear as the target. The manifest must be in it.
+    /// Makes the output appear as the target. The manifest must be in a directory.
     ///
     /// # Errors
     /// The file system refuses; the workspace then stays for another try.
     pub fn publish(self) -> Result<()> {
         if !self.is_published()? {
             storage::sync_dir(&self.dir).map_err(|e| Error::output(&e, "fsync", &self.dir))?;
-            self.leave_note(PUBLISHED, &list_sha256(&self.dir)?)?;
+            self.leave_note(PUBLISHED, &list_sha256(&self.output)?)?;
             self.rename()?;
         }
         let parent = self.target.parent().unwrap_or(Path::new("."));
@@ -186,20 +207,28 @@ impl Workspace {
         Ok(())
     }
 
-    /// Gives the finished directory its name. An old output changes places with it.
+    /// Gives the finished output its name. An old one changes places with it.
     fn rename(&self) -> Result<()> {
         if self.overwrite && storage::exists(&self.target)? {
-            return storage::exchange(&self.dir, &self.target)
+            return storage::exchange(&self.output, &self.target)
                 .map_err(|e| Error::output(&e, "exchange the old output for the new", &self.target));
         }
-        storage::rename_new(&self.dir, &self.target)
+        storage::rename_new(&self.output, &self.target)
             .map_err(|e| Error::output(&e, "rename the finished output", &self.target))
     }
 
     /// Removes the workspace. What cannot be removed is found by whoever does this work again; there is nothing to
     /// tell a user whose output is there, or who is told of a worse error.
     fn remove(self) {
-        if self.clear().is_ok() {
+        // Without a journal nobody goes on with what is half removed.
+        let _ = storage::rename(&self.home.join(JOURNAL), &self.home.join(GARBAGE));
+        let _ = self.clear();
+        self.remove_if_empty();
+    }
+
+    /// Removes a workspace in which there is nothing but the lock.
+    fn remove_if_empty(self) {
+        if entries(&self.home).is_ok_and(|paths| paths.iter().all(|path| path.ends_with(LOCK))) {
             let _ = storage::remove_file(&self.home.join(LOCK));
             let _ = storage::remove_dir(&self.home);
         }

@@ -8,7 +8,7 @@ use moepack_format::{Error, InputFile, Kind, Result, atomic, storage};
 use serde_json::Value;
 
 use super::journal::read_json;
-use super::{EXPORT, EXPORT_FORMAT, JOURNAL, LOCK, NOTE_SUFFIX, OUTPUT, PUBLISHED};
+use super::{EXPORT, EXPORT_FORMAT, GARBAGE, JOURNAL, LOCK, NOTE_SUFFIX, OUTPUT, PUBLISHED};
 
 /// The workspace of an output.
 pub(super) fn home_of(target: &Path) -> Result<PathBuf> {
@@ -24,10 +24,11 @@ pub(super) fn is_published(home: &Path, target: &Path) -> Result<bool> {
     Ok(noted.is_some() && storage::exists(target)? && list_sha256(target).ok() == noted)
 }
 
-/// SHA-256 of what lists the files of an output.
+/// SHA-256 of what lists the files of an output, or of the file that it is.
 pub(super) fn list_sha256(output: &Path) -> Result<String> {
-    let own = output.join(MANIFEST);
-    let list = if storage::exists(&own)? { own } else { output.join(EXPORT) };
+    let names = [MANIFEST, EXPORT].map(|name| output.join(name));
+    let found = names.into_iter().find(|path| storage::is_file(path));
+    let list = found.unwrap_or_else(|| output.to_path_buf());
     InputFile::open(&list)?.sha256(&|| false)
 }
 
@@ -36,6 +37,23 @@ pub(super) fn list_sha256(output: &Path) -> Result<String> {
 /// # Errors
 /// Kind `CannotCreate`.
 pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
+    refuse_existing_as(Form::Directory, target, overwrite)
+}
+
+/// What an output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A directory whose files are listed in one of them.
+    Directory,
+    /// A file.
+    File,
+}
+
+/// As [`refuse_existing`], for either form.
+///
+/// # Errors
+/// Kind `CannotCreate`.
+pub fn refuse_existing_as(form: Form, target: &Path, overwrite: bool) -> Result<()> {
     let cannot =
         |what: &str, hint: &str| Err(Error::new(Kind::CannotCreate, what).in_file(target).hint(hint));
     if is_published(&home_of(target)?, target)? {
@@ -44,7 +62,14 @@ pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
     }
     match storage::symlink_metadata(target) {
         Err(_) => Ok(()),
-        Ok(_) if !overwrite => cannot("the output exists", "choose another name, or say --overwrite"),
+        Ok(_) if !overwrite => {
+            sweep_finished(&home_of(target)?);
+            cannot("the output exists", "choose another name, or say --overwrite")
+        }
+        Ok(found) if form == Form::File => match found.is_file() {
+            true => Ok(()),
+            false => cannot("the output is no regular file", "choose another name"),
+        },
         Ok(found) if !found.is_dir() => cannot("the output is no directory", "choose another name"),
         Ok(_) => match foreign_file(target)? {
             None => Ok(()),
@@ -56,12 +81,42 @@ pub fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
     }
 }
 
+/// Removes everything from a workspace but its lock: notes before what they are about, so that none ever promises too much,
+/// and at last the journal, which says that all this is ours.
+pub(super) fn clear(home: &Path) -> Result<()> {
+    let removed =
+        |path: &Path, done: std::io::Result<()>| done.map_err(|e| Error::output(&e, "remove", path));
+    let mut paths = entries(home)?;
+    paths.retain(|path| !path.ends_with(LOCK));
+    paths.sort_by_key(|path| match name_of(path) {
+        name if name.ends_with(NOTE_SUFFIX) => 0,
+        name if [JOURNAL, GARBAGE].contains(&&*name) => 2,
+        _ => 1,
+    });
+    paths.iter().try_for_each(|path| match path.ends_with(OUTPUT) {
+        true => removed(path, storage::remove_dir_all(path)),
+        false => removed(path, storage::remove_file(path)),
+    })
+}
+
+/// Removes what a run left that was killed while it cleaned up behind a finished output. Whether that works is of no matter to
+/// the caller, who is about to say that the output exists.
+fn sweep_finished(home: &Path) {
+    let is_garbage = storage::is_file(&home.join(GARBAGE));
+    if is_garbage && super::lock::lock(&home.join(LOCK)).is_ok() && clear(home).is_ok() {
+        let _ = storage::remove_file(&home.join(LOCK));
+        let _ = storage::remove_dir(home);
+    }
+}
+
 /// Refuses a `.partial` that some other program or a person made: going on would remove what is in it.
 pub(super) fn refuse_foreign(dir: &Path) -> Result<()> {
     let what = match storage::symlink_metadata(dir) {
         Err(_) => return Ok(()),
         Ok(found) if !found.is_dir() => "no directory is in the way of unfinished work".to_owned(),
-        Ok(_) if storage::exists(&dir.join(JOURNAL))? => return Ok(()),
+        Ok(_) if storage::exists(&dir.join(JOURNAL))? || storage::exists(&dir.join(GARBAGE))? => {
+            return Ok(());
+        }
         Ok(_) => match foreign_file(dir)? {
             None => return Ok(()),
             Some(name) => format!("a directory with {name:?}, which moepack did not write, is in the way"),
@@ -102,7 +157,7 @@ fn listed_files(dir: &Path) -> Vec<String> {
 
 /// Whether a run keeps something of its own under this name, which is no part of the bundle.
 fn is_note(name: &str) -> bool {
-    name.ends_with(NOTE_SUFFIX) || name == JOURNAL || name == LOCK
+    name.ends_with(NOTE_SUFFIX) || [JOURNAL, GARBAGE, LOCK].contains(&name)
 }
 
 /// Bytes that an earlier run wrote of an output.
