@@ -133,6 +133,19 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).collect()
 }
 
+/// Refuses a file made anew that is not what it was.
+pub(crate) fn check_sha256(found: &str, expected: Option<&str>) -> Result<()> {
+    match expected.filter(|expected| *expected != found) {
+        None => Ok(()),
+        Some(expected) => {
+            let what = format!("made anew its sha256 is {found}, the manifest says {expected}");
+            Err(Error::bad_data(what).hint(
+                "the file stays as it was; was it made from this checkpoint, by this version of moepack?",
+            ))
+        }
+    }
+}
+
 /// Adds the usual advice for a file with too few bytes.
 pub(crate) fn cut_short(error: Error) -> Error {
     error.hint("the download may be cut short; fetch this file again and compare its sha256")

@@ -22,6 +22,7 @@ pub mod limits;
 pub mod manifest;
 pub mod pager;
 pub mod safetensors;
+pub mod salvage;
 #[cfg(test)]
 mod spec;
 #[cfg(test)]

@@ -240,6 +240,15 @@ impl<'a> Trunk<'a> {
         self.files()?.into_iter().map(of_file).collect()
     }
 
+    /// Tensors of each trunk file, pads not counted.
+    ///
+    /// # Errors
+    /// As [`Trunk::bytes`].
+    pub fn file_tensors(&self) -> Result<Vec<usize>> {
+        let tensors = |range| self.pieces(range).iter().map(|piece| piece.specs().len()).sum();
+        Ok(self.files()?.into_iter().map(tensors).collect())
+    }
+
     /// Which pieces go to which file: the planes of a matrix stay together.
     fn files(&self) -> Result<Vec<Range<usize>>> {
         let whole = |piece: &Piece<'_>| {

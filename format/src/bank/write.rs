@@ -13,6 +13,7 @@ use crate::PlaneSpec;
 use crate::atomic::AtomicFile;
 use crate::dtype::Dtype;
 use crate::error::{Context, Error, Result};
+use crate::file::{check_sha256, hex};
 use crate::index::{ROW_BYTES, RecordEntry};
 use crate::layout::{TENSOR_ALIGN, TensorList, align_up, header_bytes};
 use crate::limits::{PARTS_MAX, PLANES_MAX, RECORD_BYTES_MAX, TENSORS_MAX};
@@ -51,6 +52,9 @@ pub struct BankSummary {
     pub padding_bytes: u64,
     /// Number of records.
     pub n_experts: u32,
+    /// CRC-32C of header and index, 8 hex digits.
+    #[serde(default)]
+    pub header_crc32c: String,
 }
 
 /// A bank that is being written. Experts come in ascending order, from 0, none left out.
@@ -105,7 +109,15 @@ impl BankWriter {
     ///
     /// # Errors
     /// Experts that were not written, or a failed write.
-    pub fn finish(mut self) -> Result<BankSummary> {
+    pub fn finish(self) -> Result<BankSummary> {
+        self.finish_as(None)
+    }
+
+    /// The same; with the SHA-256 that the file is known to have, it appears only if it has that.
+    ///
+    /// # Errors
+    /// As [`BankWriter::finish`]; another hash.
+    pub fn finish_as(mut self, sha256: Option<&str>) -> Result<BankSummary> {
         let (written, expected) = (self.records.len(), self.table.n_experts);
         if written != expected as usize {
             let what = format!("{written} experts were written, expected {expected}");
@@ -113,10 +125,12 @@ impl BankWriter {
         }
         let json = self.list.json(&self.table.to_strings()?)?;
         self.place_records(data_offset(self.n_planes(), json.len() as u64, self.table.align)?)?;
-        self.file.write_at(0, &header_bytes(&json, self.reserved)?)?;
+        let header = header_bytes(&json, self.reserved)?;
+        self.file.write_at(0, &header)?;
         let rows: Vec<u8> = self.records.iter().flat_map(RecordEntry::encode).collect();
         self.file.write_at(self.reserved, &rows)?;
-        let summary = self.summary()?;
+        let summary = self.summary(crc32c::crc32c_append(crc32c::crc32c(&header), &rows))?;
+        check_sha256(&summary.sha256, sha256).in_file(self.file.path())?;
         self.file.commit()?;
         Ok(summary)
     }
@@ -224,7 +238,7 @@ impl BankWriter {
             .count()
     }
 
-    fn summary(&self) -> Result<BankSummary> {
+    fn summary(&self, header_crc32c: u32) -> Result<BankSummary> {
         let sizes = || self.records.iter().map(|r| r.padded_bytes);
         let first = sizes().next().unwrap_or_default();
         let file = self.file.path().file_name().map(|n| n.to_string_lossy().into_owned());
@@ -237,6 +251,7 @@ impl BankWriter {
             payload_bytes: self.payload_bytes,
             padding_bytes: self.list.padding_bytes(),
             n_experts: self.table.n_experts,
+            header_crc32c: hex(&header_crc32c.to_be_bytes()),
         })
     }
 }
