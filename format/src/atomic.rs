@@ -59,7 +59,7 @@ impl AtomicFile {
     /// `Temporary` if the disk is full, else what the operating system says.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.write_at(self.end, bytes)?;
-        self.end += bytes.len() as u64;
+        self.end = self.end.saturating_add(bytes.len() as u64);
         Ok(())
     }
 
@@ -81,7 +81,7 @@ impl AtomicFile {
         while bytes > 0 {
             let chunk = ZEROS.get(..usize::try_from(bytes).unwrap_or(usize::MAX)).unwrap_or(&ZEROS);
             self.append(chunk)?;
-            bytes -= chunk.len() as u64;
+            bytes = bytes.saturating_sub(chunk.len() as u64);
         }
         Ok(())
     }
@@ -118,7 +118,7 @@ impl AtomicFile {
                 Some(chunk) if n > 0 => each(chunk)?,
                 _ => return Ok(()),
             }
-            at += n as u64;
+            at = at.saturating_add(n as u64);
         }
     }
 
@@ -139,7 +139,7 @@ impl AtomicFile {
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write_at(bytes, self.end)?;
-        self.end += n as u64;
+        self.end = self.end.saturating_add(n as u64);
         Ok(n)
     }
     fn flush(&mut self) -> io::Result<()> {

@@ -12,7 +12,9 @@ use crate::bundle::Bundle;
 use crate::error::{Context, Error, Kind, Result};
 use crate::file::InputFile;
 use crate::handles::lock;
-use crate::manifest::{FileEntry, MANIFEST, Manifest, Mended, Totals, check_hash, mend, read_text};
+use crate::manifest::{
+    FileEntry, MANIFEST, Manifest, Mended, SIGNATURE, Totals, check_hash, mend, read_text,
+};
 use serde::Serialize;
 
 mod sample;
@@ -68,9 +70,11 @@ impl std::fmt::Display for Damage {
         place.extend(self.layer.map(|layer| format!("layer {layer}")));
         place.extend(self.expert.map(|expert| format!("expert {expert}")));
         place.extend(self.tensor.clone());
-        place.extend(self.byte.map(|byte| match self.end.filter(|end| *end > byte + 1) {
-            Some(end) => format!("bytes {byte} to {}", end - 1),
-            None => format!("byte {byte}"),
+        place.extend(self.byte.map(|byte| {
+            match self.end.and_then(|end| end.checked_sub(1)).filter(|last| *last > byte) {
+                Some(last) => format!("bytes {byte} to {last}"),
+                None => format!("byte {byte}"),
+            }
         }));
         f.write_str(&crate::error::printable(&format!("{}: {}", place.join(", "), self.what)))
     }
@@ -158,7 +162,7 @@ fn check_files(bundle: &Bundle, options: CheckOptions, progress: &Progress<'_>) 
     };
     let bytes_done = AtomicU64::new(0);
     let tick = |bytes: usize| {
-        let bytes_done = bytes_done.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        let bytes_done = bytes_done.fetch_add(bytes as u64, Ordering::Relaxed).saturating_add(bytes as u64);
         match progress(CheckProgress { bytes_done, bytes_total }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::new(Kind::Interrupted, "stopped")),
@@ -239,7 +243,7 @@ fn trunk_twice(bundle: &Bundle) -> Option<Damage> {
     Some(damage_of(&error, &file.unwrap_or_default(), None))
 }
 
-/// Files that the manifest does not list. Hidden ones belong to whoever moved the bundle here.
+/// Files that the manifest does not list. Hidden ones belong to whoever moved the bundle here, a signature to whoever signed it.
 fn extra_files(bundle: &Bundle) -> Result<Vec<Damage>> {
     let dir = &bundle.dir;
     let mut names = Vec::new();
@@ -247,7 +251,8 @@ fn extra_files(bundle: &Bundle) -> Result<Vec<Damage>> {
         let entry = entry.map_err(|e| Error::io(&e, "list", dir))?;
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
-    names.retain(|n| !n.starts_with('.') && n != MANIFEST && bundle.manifest.file(n).is_none());
+    names.retain(|n| !n.starts_with('.') && ![MANIFEST, SIGNATURE].contains(&n.as_str()));
+    names.retain(|n| bundle.manifest.file(n).is_none());
     names.sort_unstable();
     let error = Error::bad_data("the manifest does not list this file");
     Ok(names.iter().map(|name| damage_of(&error, name, None)).collect())

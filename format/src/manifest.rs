@@ -31,6 +31,9 @@ use text::{check_version, fill_checks, json_error, to_json};
 /// Name of the manifest in a bundle.
 pub const MANIFEST: &str = "manifest.json";
 
+/// Name of the signature that OpenSSF model signing leaves in the directory of a model; no file of the bundle.
+pub const SIGNATURE: &str = "model.sig";
+
 /// What `format` says in a manifest.
 pub const BUNDLE_FORMAT: &str = "moepack.bundle";
 

@@ -11,6 +11,7 @@
 //! Nothing here is believed: a record or tensor is taken only if its checksum is right.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -49,9 +50,17 @@ impl RecordLeft {
     /// # Errors
     /// A disk that fails; a file that ends before is no error.
     pub fn read(&self, file: &InputFile) -> Result<Option<Vec<u8>>> {
-        let bytes = read(file, self.offset, self.bytes)?;
-        Ok(bytes.filter(|bytes| crc32c::crc32c(bytes) == self.crc32c))
+        read_if(file, self.offset..self.offset.saturating_add(self.bytes), self.crc32c)
     }
+}
+
+/// Bytes of a file, if they have this checksum.
+///
+/// # Errors
+/// A disk that fails; a file that ends before is no error.
+pub fn read_if(file: &InputFile, range: Range<u64>, crc32c: u32) -> Result<Option<Vec<u8>>> {
+    let bytes = read(file, range.start, range.end.saturating_sub(range.start))?;
+    Ok(bytes.filter(|bytes| crc32c::crc32c(bytes) == crc32c))
 }
 
 /// The records of a bank, one for each expert; `None` where the header does not say where it lies.
@@ -109,13 +118,13 @@ fn header_bytes(file: &InputFile) -> Result<Option<u64>> {
 fn find_index(file: &InputFile, layer: u32, n: usize) -> Result<Option<(u64, Vec<u8>)>> {
     let last = file.len().min(HEADER_BYTES_MAX);
     let said = header_bytes(file)?.filter(|&n| n <= last && n.is_multiple_of(ALIGN_MIN));
-    let others = (1..=last / ALIGN_MIN).map(|i| i * ALIGN_MIN);
+    let others = (1..=last / ALIGN_MIN).map(|i| i.saturating_mul(ALIGN_MIN));
     for at in said.into_iter().chain(others) {
-        let first = read(file, at, (n.min(16) * ROW_BYTES) as u64)?.unwrap_or_default();
+        let first = read(file, at, n.min(16).saturating_mul(ROW_BYTES) as u64)?.unwrap_or_default();
         if !names_experts(&first, layer) {
             continue;
         }
-        let rows = read(file, at, n as u64 * ROW_BYTES as u64)?;
+        let rows = read(file, at, n.saturating_mul(ROW_BYTES) as u64)?;
         if let Some(rows) = rows.filter(|rows| names_experts(rows, layer)) {
             return Ok(Some((at, rows)));
         }
@@ -128,7 +137,7 @@ fn names_experts(rows: &[u8], layer: u32) -> bool {
     let names = |(e, row): &(usize, &[u8; ROW_BYTES])| {
         RecordEntry::decode(row).is_ok_and(|r| r.layer == layer && r.expert as usize == *e)
     };
-    2 * rows.iter().enumerate().filter(names).count() > rows.len()
+    rows.iter().enumerate().filter(names).count() > rows.len() / 2
 }
 
 /// The checksum in a row, whatever else is wrong with it.
@@ -153,10 +162,10 @@ fn record_of(
         if align_up(at, TENSOR_ALIGN).ok()? != start {
             return None;
         }
-        left.push(PlaneLeft { part, offset: start - first, bytes: end - start });
+        left.push(PlaneLeft { part, offset: start.checked_sub(first)?, bytes: end.checked_sub(start)? });
         at = end;
     }
-    let (offset, bytes) = (data_offset.checked_add(first)?, at - first);
+    let (offset, bytes) = (data_offset.checked_add(first)?, at.checked_sub(first)?);
     let fits = bytes <= RECORD_BYTES_MAX && offset.checked_add(bytes)? <= file_len;
     fits.then_some(RecordLeft { offset, bytes, crc32c, planes: left })
 }
@@ -187,9 +196,10 @@ fn entries(text: &[u8]) -> Vec<Entry> {
 
 /// The entry whose name ends at `name_end` and whose dtype starts at `fields`.
 fn entry(text: &[u8], from: usize, name_end: usize, fields: usize) -> Option<Entry> {
-    let before = text.get(from..name_end)?;
+    let named = text.get(from..=name_end)?;
+    let (_, before) = named.split_last()?;
     let opening = before.windows(2).rposition(|w| matches!(w, [b',' | b'{', b'"']))?;
-    let name = text.get(from + opening + 1..=name_end)?;
+    let name = named.get(opening.checked_add(1)?..)?;
     let name: String = serde_json::from_slice(name).ok()?;
     let mut rest = Rest { text, at: fields };
     let dtype = Dtype::from_name(std::str::from_utf8(rest.until(b"\",\"shape\":[")?).ok()?).ok()?;

@@ -146,7 +146,7 @@ impl TrunkWriter {
         }
         self.append(chunk)?;
         self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
-        self.payload_bytes += chunk.len() as u64;
+        self.payload_bytes = self.payload_bytes.saturating_add(chunk.len() as u64);
         self.skip_finished()
     }
 
@@ -187,7 +187,7 @@ impl TrunkWriter {
         while let Some((tensor, start, end)) = self.list.tensors().get(self.current) {
             if is_pad(&tensor.name) {
                 let zeros = [0; TENSOR_ALIGN as usize];
-                let gap = (end - start) as usize;
+                let gap = end.saturating_sub(*start) as usize;
                 self.append(zeros.get(..gap).unwrap_or(&zeros))?;
             } else if self.file.position() < end.saturating_add(self.data_offset) {
                 return Ok(());
@@ -195,7 +195,7 @@ impl TrunkWriter {
                 self.crc32cs.push_str(&hex(&self.crc32c.to_be_bytes()));
                 self.crc32c = 0;
             }
-            self.current += 1;
+            self.current = self.current.saturating_add(1);
         }
         Ok(())
     }
@@ -225,7 +225,7 @@ fn head(tensors: &[PlaneSpec], shapes: &Shapes) -> Result<(TensorList, String, u
         strings.insert(SHAPES.to_owned(), json);
     }
     let json = list.json(&strings)?;
-    let data_offset = align_up(8 + json.len() as u64, TENSOR_ALIGN)?;
+    let data_offset = align_up((json.len() as u64).saturating_add(8), TENSOR_ALIGN)?;
     Ok((list, json, data_offset))
 }
 

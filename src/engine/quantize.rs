@@ -113,8 +113,9 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         let solver = solver(&recipe.solver)?;
         let coder = Coder { isa: Isa::get(), choices: job.choices, solver };
         let text = job.calibration.as_ref();
-        let work = TrunkWork { model, workspace, coder, text, progress: &progress, stop };
-        let TrunkNote { files: trunk, errors: trunk_errors, n_fell_back } = work.write(&coded_trunk)?;
+        let work = TrunkWork { model, dir: workspace.dir(), coder, text, progress: &progress, stop };
+        let TrunkNote { files: trunk, errors: trunk_errors, n_fell_back } =
+            work.write(&coded_trunk, workspace)?;
         if n_fell_back > 0 {
             notes.push(format!(
                 "{n_fell_back} of {} trunk matrices are rounded to nearest, which is better on held-out inputs",

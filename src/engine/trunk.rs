@@ -22,6 +22,7 @@ use moepack_verify::tokens::Windows;
 use crate::recipe::Choice;
 
 mod learn;
+pub mod rewrite;
 pub mod rounded;
 pub mod write;
 

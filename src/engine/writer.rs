@@ -78,6 +78,14 @@ impl BankSink {
         Ok(())
     }
 
+    /// Gives the bank its name, if it is as it is known to have been.
+    ///
+    /// # Errors
+    /// Another SHA-256, a failed write.
+    pub fn finish_as(self, sha256: &str) -> Result<()> {
+        self.writer.finish_as(Some(sha256)).map(drop)
+    }
+
     /// Gives the bank its name. `usage` is how many calibration tokens each expert saw.
     ///
     /// # Errors

@@ -90,7 +90,7 @@ impl BankWriter {
         let mut new = BankWriter { file, table, reserved, list, records, payload_bytes: 0 };
         new.list.push(PlaneSpec::new(INDEX, Dtype::U8, &[n_experts.into(), ROW_BYTES as u64]))?;
         new.list.pad_to(align)?;
-        new.file.skip(reserved + new.list.end());
+        new.file.skip(reserved.saturating_add(new.list.end()));
         Ok(new)
     }
 
@@ -157,12 +157,12 @@ impl BankWriter {
                 self.list.push(PlaneSpec { name, ..plane.clone() })?;
                 self.file.append(bytes)?;
                 entry.crc32c = crc32c::crc32c_append(entry.crc32c, bytes);
-                self.payload_bytes += bytes.len() as u64;
+                self.payload_bytes = self.payload_bytes.saturating_add(bytes.len() as u64);
             }
         }
-        entry.bytes = self.file.position() - entry.offset;
+        entry.bytes = self.file.position().saturating_sub(entry.offset);
         self.pad_to(self.table.align, None)?;
-        entry.padded_bytes = self.file.position() - entry.offset;
+        entry.padded_bytes = self.file.position().saturating_sub(entry.offset);
         if entry.padded_bytes > RECORD_BYTES_MAX {
             let what =
                 format!("a record of {} bytes, expected at most {RECORD_BYTES_MAX}", entry.padded_bytes);
@@ -223,7 +223,7 @@ impl BankWriter {
         moved.skip(data_offset);
         self.file.read_back(self.reserved, |chunk| moved.append(chunk))?;
         for record in &mut self.records {
-            record.offset = record.offset - self.reserved + data_offset;
+            record.offset = record.offset.saturating_sub(self.reserved).saturating_add(data_offset);
         }
         self.file = moved;
         self.reserved = data_offset;
@@ -244,7 +244,7 @@ impl BankWriter {
         let file = self.file.path().file_name().map(|n| n.to_string_lossy().into_owned());
         Ok(BankSummary {
             file: file.unwrap_or_default(),
-            bytes: self.reserved + self.list.end(),
+            bytes: self.reserved.saturating_add(self.list.end()),
             sha256: self.file.sha256()?,
             stride: sizes().all(|n| n == first).then_some(first),
             max_record_bytes: sizes().max().unwrap_or_default(),
@@ -258,8 +258,8 @@ impl BankWriter {
 
 /// Where data start: behind a header with this many planes and this many bytes of JSON.
 fn data_offset(n_planes: usize, json_bytes: u64, align: u64) -> Result<u64> {
-    let usual = TABLE_HEADER_BYTES + n_planes as u64 * PLANE_HEADER_BYTES;
-    align_up(usual.max(json_bytes) + 8, align)
+    let usual = TABLE_HEADER_BYTES.saturating_add((n_planes as u64).saturating_mul(PLANE_HEADER_BYTES));
+    align_up(usual.max(json_bytes).saturating_add(8), align)
 }
 
 fn check_planes(part: &PartBytes<'_>) -> Result<()> {

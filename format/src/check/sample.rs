@@ -30,7 +30,7 @@ impl Sample {
     }
 
     fn draw(&self, salt: u64, n: u32) -> Vec<u32> {
-        let share = (u64::from(n) * u64::from(self.per_million)).div_ceil(1_000_000);
+        let share = u64::from(n).saturating_mul(u64::from(self.per_million)).div_ceil(1_000_000);
         let mut items: Vec<u32> = (0..n).collect();
         items.sort_by_key(|&item| (mix(mix(self.seed ^ mix(salt)) ^ u64::from(item)), item));
         items.truncate(usize::try_from(share).unwrap_or(usize::MAX));

@@ -70,6 +70,10 @@ impl Scan {
 }
 
 impl Region {
+    pub(super) fn bytes(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
     fn add(&self, state: u32, bytes: &[u8]) -> u32 {
         match self.meaning {
             Meaning::Pad => bytes.iter().fold(state, |bits, &b| bits | u32::from(b)),

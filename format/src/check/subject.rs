@@ -80,7 +80,8 @@ impl<'a> Subject<'a> {
                     let (start, end) = (r.offset, r.offset.saturating_add(r.bytes));
                     Region { start, end, meaning: Meaning::Record(r.expert), crc32c: r.crc32c }
                 });
-                let index_end = bank.index_offset() + ROW_BYTES as u64 * u64::from(bank.n_experts());
+                let index_bytes = u64::from(bank.n_experts()).saturating_mul(ROW_BYTES as u64);
+                let index_end = bank.index_offset().saturating_add(index_bytes);
                 let header = header(index_end, &entry.header_crc32c);
                 Ok(header.into_iter().chain(records).chain(bank.pads().iter().copied().map(pad)).collect())
             }
@@ -193,7 +194,7 @@ impl<'a> Subject<'a> {
             let (mut at, mut buf) = (region.start, vec![0; CHUNK_BYTES]);
             let end = region.end.min(file.len());
             while at < end {
-                let n = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
+                let n = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
                 let chunk = buf.get_mut(..n).unwrap_or_default();
                 file.read_exact_at(at, chunk)?;
                 scan.feed(at, chunk);
@@ -209,7 +210,7 @@ impl<'a> Subject<'a> {
         let Bad { region, found } = bad;
         let crc = |of: &str| match found {
             Some(found) => format!("{of} crc32c is {found:08x}, expected {:08x}", region.crc32c),
-            None => format!("the file ends before {} bytes of it", region.end - region.start),
+            None => format!("the file ends before {} bytes of it", region.bytes()),
         };
         let mut damage = self.damage(&Error::bad_data(""));
         (damage.byte, damage.end) = (Some(region.start), Some(region.end));
@@ -226,7 +227,7 @@ impl<'a> Subject<'a> {
                 damage.tensor = Some(name.clone());
             }
             Meaning::Pad => {
-                damage.what = format!("padding of {} bytes is not zero", region.end - region.start);
+                damage.what = format!("padding of {} bytes is not zero", region.bytes());
             }
         }
         self.damage.push(damage);

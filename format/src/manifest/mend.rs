@@ -12,6 +12,8 @@
 //! }
 //! ```
 
+use std::ops::Range;
+
 use super::text::{BEFORE_CRC, BEFORE_SHA, BEHIND_SHA, SHA_DIGITS, hash_of};
 use crate::file::hex;
 
@@ -38,7 +40,7 @@ pub fn mend(text: &[u8]) -> Option<Mended> {
     let parts = Parts::of(text.len())?;
     let mut mended = text.to_vec();
     for (at, expected) in
-        [(parts.head, BEFORE_CRC), (parts.digits_end(), BEFORE_SHA), (parts.sha().end, BEHIND_SHA)]
+        [(parts.head, BEFORE_CRC), (parts.digits_end, BEFORE_SHA), (parts.sha().end, BEHIND_SHA)]
     {
         mended.get_mut(at..)?.get_mut(..expected.len())?.copy_from_slice(expected);
     }
@@ -63,25 +65,24 @@ pub(super) fn checksums(head: &[u8]) -> String {
 struct Parts {
     /// Bytes in front of them.
     head: usize,
+    /// First byte behind the digits of the checksums.
+    digits_end: usize,
 }
 
 impl Parts {
     /// From the length of the text.
     fn of(len: usize) -> Option<Parts> {
-        let constant = BEFORE_CRC.len() + BEFORE_SHA.len() + SHA_DIGITS + BEHIND_SHA.len();
-        let rest = len.checked_sub(constant)?;
+        let behind = [BEFORE_SHA.len(), SHA_DIGITS, BEHIND_SHA.len()];
+        let digits_end = behind.into_iter().try_fold(len, usize::checked_sub)?;
+        let rest = digits_end.checked_sub(BEFORE_CRC.len())?;
         let n_blocks = rest.div_ceil(BLOCK_BYTES + CRC_DIGITS);
         let head = rest.checked_sub(n_blocks.checked_mul(CRC_DIGITS)?)?;
-        (head.div_ceil(BLOCK_BYTES) == n_blocks).then_some(Parts { head })
+        (head.div_ceil(BLOCK_BYTES) == n_blocks).then_some(Parts { head, digits_end })
     }
 
-    fn digits_end(&self) -> usize {
-        self.head + BEFORE_CRC.len() + CRC_DIGITS * self.head.div_ceil(BLOCK_BYTES)
-    }
-
-    fn sha(&self) -> std::ops::Range<usize> {
-        let start = self.digits_end() + BEFORE_SHA.len();
-        start..start + SHA_DIGITS
+    fn sha(&self) -> Range<usize> {
+        let start = self.digits_end.saturating_add(BEFORE_SHA.len());
+        start..start.saturating_add(SHA_DIGITS)
     }
 }
 
@@ -127,12 +128,12 @@ struct Changes(Vec<(u32, usize)>);
 
 impl Changes {
     fn of(block_bytes: usize) -> Changes {
-        let mut changes = Vec::with_capacity(8 * block_bytes);
+        let mut changes = Vec::with_capacity(block_bytes.saturating_mul(8));
         // What flipping each bit of the last byte does; the byte before does the same, with a zero byte behind it.
         let alone = |bit: u32| crc32c::crc32c(&[1 << bit]) ^ crc32c::crc32c(&[0]);
         let mut last = [0, 1, 2, 3, 4, 5, 6, 7].map(alone);
         for byte in (0..block_bytes).rev() {
-            changes.extend(last.iter().enumerate().map(|(bit, &change)| (change, 8 * byte + bit)));
+            changes.extend(last.iter().zip(byte.saturating_mul(8)..).map(|(&change, bit)| (change, bit)));
             last = last.map(behind_zero);
         }
         changes.sort_unstable();

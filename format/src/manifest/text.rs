@@ -125,13 +125,13 @@ impl Lines {
 
 impl Formatter for Lines {
     fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.in_line() { out.write_all(b"[") } else { self.pretty.begin_array(out) }
     }
 
     fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
         let in_line = self.in_line();
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         if in_line { out.write_all(b"]") } else { self.pretty.end_array(out) }
     }
 
@@ -144,13 +144,13 @@ impl Formatter for Lines {
     }
 
     fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.in_line() { out.write_all(b"{") } else { self.pretty.begin_object(out) }
     }
 
     fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
         let in_line = self.in_line();
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         if in_line { out.write_all(b"}") } else { self.pretty.end_object(out) }
     }
 
