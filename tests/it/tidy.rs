@@ -46,6 +46,7 @@ const DOCUMENTS: &[&str] = &[
     "CONTRIBUTING.md",
     "docs/allocation.md",
     "docs/export.md",
+    "docs/integrity.md",
     "format/SPEC.md",
     "quant/README.md",
     "verify/BASELINE.md",
