@@ -3,6 +3,7 @@
 //! Headers are the truth; an index is compared with them. What is merely odd becomes a warning, a value for
 //! the caller to print; what two readers could understand in two ways is refused. No tensor data is read
 //! here.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use moepack_format::{Bundle, Dtype, Error, Fingerprint, Header, InputFile, Resul
 use crate::limits::{LISTED_MAX, OPEN_FILES_MAX, TENSORS_MAX};
 
 mod coded;
+mod hub;
 mod index;
 mod place;
 mod side;
@@ -20,6 +22,7 @@ mod side;
 mod tests;
 
 pub use coded::CodedTensor;
+pub use hub::recorded_sha256;
 pub use place::Place;
 pub use side::SideFile;
 
@@ -70,7 +73,7 @@ pub struct SourceTensor {
 impl SourceTensor {
     /// Its length.
     pub fn bytes(&self) -> u64 {
-        self.end - self.start
+        self.end.saturating_sub(self.start)
     }
 }
 
@@ -161,7 +164,7 @@ impl Checkpoint {
             let file = InputFile::open(&path)?;
             let header = Header::read(&file).map_err(sniffed(&file))?;
             let file_idx = u32::try_from(n).map_err(|_| Error::bad_data("more than 2^32 weight files"))?;
-            if tensors.len() + header.tensors.len() > TENSORS_MAX {
+            if tensors.len().saturating_add(header.tensors.len()) > TENSORS_MAX {
                 return Err(Error::bad_data(format!("more than {TENSORS_MAX} tensors")).in_file(&path));
             }
             let kept = header.tensors.into_iter().filter(|t| !is_pad(&t.name));
@@ -235,7 +238,7 @@ impl Checkpoint {
                 let (n, bytes) = (buf.len(), tensor.bytes());
                 return Err(Error::bad_data(format!("{n} bytes from {offset} asked of a tensor of {bytes}")));
             }
-            self.file(tensor.file)?.read_exact_at(tensor.start + offset, buf)
+            self.file(tensor.file)?.read_exact_at(tensor.start.saturating_add(offset), buf)
         };
         inner().map_err(|e| e.in_tensor(&*tensor.name))
     }

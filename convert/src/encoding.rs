@@ -2,6 +2,7 @@
 //!
 //! Never from the model's name: one release is FP8, the next of the same family is not, and one file may hold
 //! both. config.json is asked only where tensors leave a choice ([`Hints`]).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::sync::Arc;
 

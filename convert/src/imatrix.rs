@@ -12,6 +12,7 @@
 //! inputs has count 0 in GGUF and ones as means in `.dat`, which does not keep counts of experts. Sources: llama.cpp,
 //! `tools/imatrix/imatrix.cpp` and `common/imatrix-loader.cpp`; ik_llama.cpp, `examples/imatrix/imatrix.cpp`, as of
 //! September 2026.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Strict JSON: duplicate keys, deep nesting and endless documents are refused, which serde_json alone would
 //! take.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::fmt;
 
@@ -26,7 +27,7 @@ pub fn parse(bytes: &[u8], values_max: usize) -> Result<Value> {
 /// there is none.
 pub fn with_infinities(bytes: &[u8]) -> Option<Vec<u8>> {
     const WORD: &[u8] = b"Infinity";
-    let mut out = Vec::with_capacity(bytes.len() + 16);
+    let mut out = Vec::with_capacity(bytes.len().saturating_add(16));
     let (mut in_string, mut found, mut rest) = (false, false, bytes);
     while let Some((&byte, after)) = rest.split_first() {
         if let (false, Some(after)) = (in_string, rest.strip_prefix(WORD)) {
@@ -54,7 +55,7 @@ pub fn with_infinities(bytes: &[u8]) -> Option<Vec<u8>> {
 fn byte_of(bytes: &[u8], error: &serde_json::Error) -> u64 {
     let lines = bytes.split_inclusive(|&b| b == b'\n').take(error.line().saturating_sub(1));
     let before: usize = lines.map(<[u8]>::len).sum();
-    (before + error.column().saturating_sub(1)) as u64
+    before.saturating_add(error.column().saturating_sub(1)) as u64
 }
 
 struct Strict<'a> {
@@ -64,7 +65,7 @@ struct Strict<'a> {
 
 impl Strict<'_> {
     fn inner(&mut self) -> Strict<'_> {
-        Strict { depth: self.depth + 1, left: self.left }
+        Strict { depth: self.depth.saturating_add(1), left: self.left }
     }
 }
 

@@ -105,7 +105,7 @@ impl AtomicFile {
     /// `Temporary` if the disk is full, else what the operating system says.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.write_at(self.end, bytes)?;
-        self.end += bytes.len() as u64;
+        self.end = self.end.saturating_add(bytes.len() as u64);
         Ok(())
     }
 
@@ -127,7 +127,7 @@ impl AtomicFile {
         while bytes > 0 {
             let chunk = ZEROS.get(..usize::try_from(bytes).unwrap_or(usize::MAX)).unwrap_or(&ZEROS);
             self.append(chunk)?;
-            bytes -= chunk.len() as u64;
+            bytes = bytes.saturating_sub(chunk.len() as u64);
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl AtomicFile {
                 Some(chunk) if n > 0 => each(chunk)?,
                 _ => return Ok(()),
             }
-            at += n as u64;
+            at = at.saturating_add(n as u64);
         }
     }
 
@@ -185,7 +185,7 @@ impl AtomicFile {
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write_all_at(bytes, self.end)?;
-        self.end += bytes.len() as u64;
+        self.end = self.end.saturating_add(bytes.len() as u64);
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {

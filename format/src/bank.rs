@@ -164,7 +164,7 @@ impl Table {
         }
         for (i, part) in self.parts.iter().enumerate() {
             check_word(&part.name)?;
-            if self.parts.iter().skip(i + 1).any(|other| other.name == part.name) {
+            if self.parts.iter().skip(i.saturating_add(1)).any(|other| other.name == part.name) {
                 return Err(Error::bad_data(format!("part {:?} is listed twice", part.name)));
             }
         }

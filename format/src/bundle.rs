@@ -177,7 +177,8 @@ pub(crate) fn check_bank(bank: &Bank, entry: &LayerEntry, align: u64) -> Result<
     compare("max_record_bytes", bank.max_record_bytes(), entry.max_record_bytes)?;
     compare("payload_bytes", bank.payload_bytes(), entry.payload_bytes)?;
     compare("record_stride", bank.stride().unwrap_or(0), entry.record_stride.unwrap_or(0))?;
-    compare("padding_bytes", bank.pads().iter().map(|(start, end)| end - start).sum(), entry.padding_bytes)
+    let pads = bank.pads().iter().map(|(start, end)| end.saturating_sub(*start));
+    compare("padding_bytes", pads.fold(0, u64::saturating_add), entry.padding_bytes)
 }
 
 #[cfg(test)]

@@ -116,11 +116,11 @@ impl InputFile {
         let mut buf = vec![0; CHUNK_BYTES.min(usize::try_from(self.len).unwrap_or(CHUNK_BYTES))];
         let mut offset = 0;
         while offset < self.len {
-            let n = usize::try_from(self.len - offset).unwrap_or(usize::MAX).min(buf.len());
+            let n = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
             let chunk = buf.get_mut(..n).unwrap_or_default();
             self.read_exact_at(offset, chunk)?;
             each(offset, chunk)?;
-            offset += n as u64;
+            offset = offset.saturating_add(n as u64);
         }
         Ok(())
     }
@@ -128,9 +128,29 @@ impl InputFile {
 
 /// Lower-case hex digits of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] =
-        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).collect()
+    let digit = |n: u8| char::from_digit(n.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
+}
+
+/// The bytes that hex digits stand for; `None` if they are none.
+pub fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let (pairs, odd) = digits.as_bytes().as_chunks::<2>();
+    let byte = |[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    odd.is_empty().then(|| pairs.iter().map(byte).collect()).flatten()
+}
+
+/// Refuses a file made anew that is not what it was.
+pub(crate) fn check_sha256(found: &str, expected: Option<&str>) -> Result<()> {
+    match expected.filter(|expected| *expected != found) {
+        None => Ok(()),
+        Some(expected) => {
+            let what = format!("made anew its sha256 is {found}, the manifest says {expected}");
+            Err(Error::bad_data(what).hint(
+                "the file stays as it was; was it made from this checkpoint, by this version of moepack?",
+            ))
+        }
+    }
 }
 
 /// Adds the usual advice for a file with too few bytes.
@@ -158,7 +178,7 @@ pub(crate) fn read_at_most(
             Ok(n) => done = done.saturating_add(n),
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if retries > 0 && e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                retries -= 1;
+                retries = retries.saturating_sub(1);
             }
             Err(e) => return Err((e, at)),
         }
@@ -210,6 +230,13 @@ mod tests {
         assert_eq!((e.kind(), e.what()), (Kind::BadData, "a FIFO, expected a regular file"));
         let e = InputFile::open(&dir.path().join("none")).unwrap_err();
         assert_eq!(e.kind(), Kind::Missing);
+    }
+
+    #[test]
+    fn hex_goes_back_and_forth() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_hex(&hex(&bytes)), Some(bytes));
+        assert_eq!((from_hex("0"), from_hex("0g"), from_hex("")), (None, None, Some(Vec::new())));
     }
 
     #[test]

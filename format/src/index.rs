@@ -67,7 +67,7 @@ impl RecordEntry {
         let n_parts = u16::from_le_bytes(field(row, 36));
         let mut codec_ids = [0; PARTS_MAX];
         for (i, id) in codec_ids.iter_mut().enumerate() {
-            *id = u16::from_le_bytes(field(row, CODECS_AT + 2 * i));
+            *id = u16::from_le_bytes(field(row, i.saturating_mul(2).saturating_add(CODECS_AT)));
         }
         let unused = codec_ids.iter().skip(usize::from(n_parts)).any(|&id| id != 0);
         let zeros = row.get(ZEROS_AT..).unwrap_or_default();

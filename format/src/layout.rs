@@ -60,8 +60,8 @@ impl TensorList {
         let gap = align_up(self.end, align)?.saturating_sub(self.end);
         if gap > 0 {
             self.push(PlaneSpec::new(&pad_name(self.n_pads), Dtype::U8, &[gap]))?;
-            self.n_pads += 1;
-            self.padding_bytes += gap;
+            self.n_pads = self.n_pads.saturating_add(1);
+            self.padding_bytes = self.padding_bytes.saturating_add(gap);
         }
         Ok(gap)
     }

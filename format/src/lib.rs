@@ -4,6 +4,7 @@
 //! means: here a codec is a name, and a part of an expert is a list of planes with a dtype and a shape.
 // Tests may unwrap: a panic there is a failed test.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 #![forbid(unsafe_code)]
 
 pub mod aligned;
@@ -22,6 +23,7 @@ pub mod limits;
 pub mod manifest;
 pub mod pager;
 pub mod safetensors;
+pub mod salvage;
 #[cfg(test)]
 mod spec;
 pub mod storage;

@@ -1,7 +1,7 @@
 //! `manifest.json`: what a bundle consists of. It is written last, so without it there is no bundle.
 //!
 //! The last field is the SHA-256 of the file itself with that field's 64 digits as zeros, so that a flipped bit
-//! in the manifest is found like one anywhere else. Unknown fields are ignored (a newer minor version may have
+//! in the manifest is found like one anywhere else; the field before it says which bit it was (`mend.rs`). Unknown fields are ignored (a newer minor version may have
 //! them); an unknown major version or an unknown required feature is refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,17 +16,23 @@ use crate::file::InputFile;
 use crate::limits::{EXPERTS_MAX, MANIFEST_BYTES_MAX};
 
 mod entries;
+mod mend;
 mod text;
 
+pub(crate) use entries::crc_of_hex;
 pub use entries::{
     FileEntry, FormatVersion, LayerEntry, LeftOut, PartCodecs, PerExpert, ProjectionEntry, Provenance,
     TensorPattern, Tool, Totals, TrunkEntry, four_digits,
 };
+pub use mend::{BLOCK_BYTES, Mended, mend};
 pub(crate) use text::check_hash;
-use text::{check_version, fill_hash, json_error, to_json};
+use text::{check_version, fill_checks, json_error, to_json};
 
 /// Name of the manifest in a bundle.
 pub const MANIFEST: &str = "manifest.json";
+
+/// Name of the signature that OpenSSF model signing leaves in the directory of a model; no file of the bundle.
+pub const SIGNATURE: &str = "model.sig";
 
 /// What `format` says in a manifest.
 pub const BUNDLE_FORMAT: &str = "moepack.bundle";
@@ -73,6 +79,10 @@ pub struct Manifest {
     pub left_out: Vec<LeftOut>,
     /// Sums over all of it.
     pub totals: Totals,
+    /// CRC-32C of each 1024 bytes of this file in front of this field, 8 hex digits each, by which flipped bits are turned
+    /// back; [`Manifest::write`] fills it in. Earlier versions had none.
+    #[serde(default)]
+    pub crc32c: String,
     /// SHA-256 of this file with these digits as zeros; [`Manifest::write`] fills it in.
     pub sha256: String,
 }
@@ -114,11 +124,11 @@ impl Manifest {
     /// # Errors
     /// A manifest that could not be read again.
     pub fn to_text(&self) -> Result<String> {
-        let blank = Manifest { sha256: "0".repeat(64), ..self.clone() };
+        let blank = Manifest { crc32c: String::new(), sha256: "0".repeat(64), ..self.clone() };
         blank.check()?;
         let mut text = to_json(&blank)?;
         text.push(b'\n');
-        let out = fill_hash(&text)?;
+        let out = fill_checks(&text)?;
         Manifest::parse(&out)?;
         String::from_utf8(out).map_err(|e| Error::bad_data(e.to_string()))
     }

@@ -152,7 +152,7 @@ impl Pager {
                 continue;
             }
             if state.queue.len() >= PREFETCH_QUEUE_MAX {
-                state.stats.dropped += 1;
+                state.stats.dropped = state.stats.dropped.saturating_add(1);
                 continue;
             }
             state.queue.push_back(key);
@@ -188,12 +188,12 @@ impl Shared {
         loop {
             match state.touch(key) {
                 Some(Found::Ready(record)) => {
-                    state.stats.hits += 1;
+                    state.stats.hits = state.stats.hits.saturating_add(1);
                     return Ok(record);
                 }
                 Some(Found::Reading) => state = wait(&self.read_ended, state),
                 None => {
-                    state.stats.misses += 1;
+                    state.stats.misses = state.stats.misses.saturating_add(1);
                     return self.read(key, state);
                 }
             }
@@ -231,21 +231,21 @@ impl Shared {
                 None => state = wait(&self.read_ended, state),
             }
         }
-        state.bytes += bytes;
+        state.bytes = state.bytes.saturating_add(bytes);
         drop(state);
 
         let options = ReadOptions { verify: self.options.verify, direct: self.options.direct };
         let outcome = bank.read_into(expert, options, reuse(left, padded));
 
         let mut state = lock(&self.state);
-        state.stats.reads += 1;
-        state.stats.bytes_read += padded;
+        state.stats.reads = state.stats.reads.saturating_add(1);
+        state.stats.bytes_read = state.stats.bytes_read.saturating_add(padded);
         let outcome = outcome.map(Arc::new);
         match &outcome {
             Ok(record) => state.insert(key, record.clone(), bytes),
             Err(_) => {
                 state.slots.remove(&key);
-                state.bytes -= bytes;
+                state.bytes = state.bytes.saturating_sub(bytes);
             }
         }
         self.read_ended.notify_all();
@@ -263,7 +263,7 @@ impl State {
     /// Looks an expert up and makes it the most recently used.
     fn touch(&mut self, key: Key) -> Option<Found> {
         let Slot::Ready { record, used, .. } = self.slots.get_mut(&key)? else { return Some(Found::Reading) };
-        self.clock += 1;
+        self.clock = self.clock.saturating_add(1);
         self.order.remove(used);
         *used = self.clock;
         self.order.insert(self.clock, key);
@@ -271,7 +271,7 @@ impl State {
     }
 
     fn insert(&mut self, key: Key, record: Arc<Record>, bytes: u64) {
-        self.clock += 1;
+        self.clock = self.clock.saturating_add(1);
         self.order.insert(self.clock, key);
         self.slots.insert(key, Slot::Ready { record, used: self.clock, bytes });
     }
@@ -281,7 +281,7 @@ impl State {
         let (_, key) = self.order.pop_first()?;
         let Some(Slot::Ready { record, bytes, .. }) = self.slots.remove(&key) else { return None };
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.stats.evictions += 1;
+        self.stats.evictions = self.stats.evictions.saturating_add(1);
         Some(record)
     }
 }

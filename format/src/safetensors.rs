@@ -104,7 +104,7 @@ impl Header {
         let json_len = check_length(u64::from_le_bytes(length), file_len).at_byte(0)?;
         let mut json = vec![0; json_len];
         file.read_exact_at(8, &mut json)?;
-        Header::parse(&json, 8 + json_len as u64, file_len)
+        Header::parse(&json, (json_len as u64).saturating_add(8), file_len)
     }
 }
 
@@ -199,7 +199,8 @@ fn check_cover(tensors: &[TensorInfo], data_offset: u64, file_len: u64) -> Resul
             return Err(Error::bad_data(what).in_tensor(&t.name).at_byte(t.start));
         }
         if t.start > at {
-            let what = format!("a hole of {} bytes between {before} and this tensor", t.start - at);
+            let what =
+                format!("a hole of {} bytes between {before} and this tensor", t.start.saturating_sub(at));
             return Err(Error::bad_data(what).in_tensor(&t.name).at_byte(at));
         }
         (at, before) = (t.end, &t.name);
@@ -211,7 +212,7 @@ fn check_cover(tensors: &[TensorInfo], data_offset: u64, file_len: u64) -> Resul
         return Err(cut_short(e.at_byte(file_len)));
     }
     if file_len > at {
-        let what = format!("{} bytes behind the last tensor, expected none", file_len - at);
+        let what = format!("{} bytes behind the last tensor, expected none", file_len.saturating_sub(at));
         return Err(Error::bad_data(what).at_byte(at));
     }
     Ok(())

@@ -162,6 +162,14 @@ pub fn symlink_metadata(path: &Path) -> io::Result<Metadata> {
     call(Call::Stat, || std::fs::symlink_metadata(path))
 }
 
+/// Where a link leads.
+///
+/// # Errors
+/// What the operating system says; that it is none.
+pub fn read_link(path: &Path) -> io::Result<PathBuf> {
+    call(Call::Stat, || std::fs::read_link(path))
+}
+
 /// Whether anything is at `path`, links followed.
 ///
 /// # Errors

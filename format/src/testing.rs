@@ -58,6 +58,7 @@ impl SmallBundle {
             trunk_codecs: Default::default(),
             trunk_errors: Default::default(),
             left_out: Vec::new(),
+            crc32c: String::new(),
             sha256: String::new(),
         };
         manifest.write(&dir).unwrap();
@@ -108,6 +109,7 @@ fn write_bank(dir: &Path, layer: u32, files: &mut Vec<FileEntry>) -> LayerEntry 
         usage: Some(vec![5, 6, 7]),
         codecs: [("gate_proj".to_owned(), PartCodecs::Same("bf16".to_owned()))].into(),
         error: Some(0.001),
+        header_crc32c: summary.header_crc32c,
         experts: [("gate_proj".to_owned(), projection())].into(),
     }
 }
@@ -134,5 +136,5 @@ fn write_trunk(dir: &Path, n: usize, files: &mut Vec<FileEntry>) -> TrunkEntry {
     let summary = w.finish().unwrap();
     let (path, bytes, sha256) = (summary.file.clone(), summary.bytes, summary.sha256);
     files.push(FileEntry { path, bytes, sha256 });
-    TrunkEntry { file: summary.file }
+    TrunkEntry { file: summary.file, header_crc32c: summary.header_crc32c, crc32c: summary.crc32c }
 }

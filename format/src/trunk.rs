@@ -14,7 +14,7 @@ use crate::PlaneSpec;
 use crate::atomic::AtomicFile;
 use crate::bank::{FILE_VERSION, INDEX, check_file_version};
 use crate::error::{Context, Error, Result};
-use crate::file::{InputFile, hex};
+use crate::file::{InputFile, check_sha256, hex};
 use crate::layout::{TENSOR_ALIGN, TensorList, align_up, header_bytes, is_pad};
 use crate::limits::DIMS_MAX;
 use crate::safetensors::{Header, METADATA, check_name};
@@ -49,6 +49,12 @@ pub struct FileSummary {
     pub payload_bytes: u64,
     /// Bytes of all pads.
     pub padding_bytes: u64,
+    /// CRC-32C of the header, 8 hex digits.
+    #[serde(default)]
+    pub header_crc32c: String,
+    /// CRC-32C of each tensor that is no pad, in order, 8 hex digits each.
+    #[serde(default)]
+    pub crc32c: String,
 }
 
 /// Splits tensors, in order, into files of at most `bytes_max`; a tensor that is larger gets its own.
@@ -82,6 +88,11 @@ pub struct TrunkWriter {
     /// Place in `list` of the tensor that is being written.
     current: usize,
     payload_bytes: u64,
+    header_crc32c: u32,
+    /// Of the current tensor so far.
+    crc32c: u32,
+    /// Digits of those before.
+    crc32cs: String,
 }
 
 impl TrunkWriter {
@@ -100,9 +111,19 @@ impl TrunkWriter {
     pub fn create_coded(path: &Path, tensors: &[PlaneSpec], shapes: &Shapes) -> Result<TrunkWriter> {
         let (list, json, data_offset) = head(tensors, shapes).in_file(path)?;
         let file = AtomicFile::create(path)?;
-        let hash = Sha256::new();
-        let mut new = TrunkWriter { file, hash, list, data_offset, current: 0, payload_bytes: 0 };
-        new.append(&header_bytes(&json, data_offset)?)?;
+        let header = header_bytes(&json, data_offset)?;
+        let mut new = TrunkWriter {
+            file,
+            hash: Sha256::new(),
+            list,
+            data_offset,
+            current: 0,
+            payload_bytes: 0,
+            header_crc32c: crc32c::crc32c(&header),
+            crc32c: 0,
+            crc32cs: String::new(),
+        };
+        new.append(&header)?;
         new.skip_finished()?;
         Ok(new)
     }
@@ -124,7 +145,8 @@ impl TrunkWriter {
             return Err(Error::bad_data(what).in_file(self.file.path()).in_tensor(name).at_byte(at));
         }
         self.append(chunk)?;
-        self.payload_bytes += chunk.len() as u64;
+        self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
+        self.payload_bytes = self.payload_bytes.saturating_add(chunk.len() as u64);
         self.skip_finished()
     }
 
@@ -133,6 +155,14 @@ impl TrunkWriter {
     /// # Errors
     /// Tensors that were not written whole, or a failed write.
     pub fn finish(self) -> Result<FileSummary> {
+        self.finish_as(None)
+    }
+
+    /// The same; with the SHA-256 that the file is known to have, it appears only if it has that.
+    ///
+    /// # Errors
+    /// As [`TrunkWriter::finish`]; another hash.
+    pub fn finish_as(self, sha256: Option<&str>) -> Result<FileSummary> {
         let path = self.file.path();
         if let Some((tensor, ..)) = self.list.tensors().get(self.current) {
             return Err(Error::bad_data("not written whole").in_file(path).in_tensor(&tensor.name));
@@ -144,7 +174,10 @@ impl TrunkWriter {
             sha256: hex(&self.hash.finalize()),
             payload_bytes: self.payload_bytes,
             padding_bytes: self.list.padding_bytes(),
+            header_crc32c: hex(&self.header_crc32c.to_be_bytes()),
+            crc32c: self.crc32cs,
         };
+        check_sha256(&summary.sha256, sha256).in_file(path)?;
         self.file.commit()?;
         Ok(summary)
     }
@@ -154,12 +187,15 @@ impl TrunkWriter {
         while let Some((tensor, start, end)) = self.list.tensors().get(self.current) {
             if is_pad(&tensor.name) {
                 let zeros = [0; TENSOR_ALIGN as usize];
-                let gap = (end - start) as usize;
+                let gap = end.saturating_sub(*start) as usize;
                 self.append(zeros.get(..gap).unwrap_or(&zeros))?;
             } else if self.file.position() < end.saturating_add(self.data_offset) {
                 return Ok(());
+            } else {
+                self.crc32cs.push_str(&hex(&self.crc32c.to_be_bytes()));
+                self.crc32c = 0;
             }
-            self.current += 1;
+            self.current = self.current.saturating_add(1);
         }
         Ok(())
     }
@@ -189,7 +225,7 @@ fn head(tensors: &[PlaneSpec], shapes: &Shapes) -> Result<(TensorList, String, u
         strings.insert(SHAPES.to_owned(), json);
     }
     let json = list.json(&strings)?;
-    let data_offset = align_up(8 + json.len() as u64, TENSOR_ALIGN)?;
+    let data_offset = align_up((json.len() as u64).saturating_add(8), TENSOR_ALIGN)?;
     Ok((list, json, data_offset))
 }
 

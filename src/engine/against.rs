@@ -170,7 +170,7 @@ fn too_large(found: f64, recorded: f64) -> Option<String> {
 }
 
 fn difference(file: &str, layer: Option<u32>, what: String) -> Damage {
-    Damage { file: file.to_owned(), layer, expert: None, tensor: None, byte: None, what }
+    Damage { file: file.to_owned(), layer, expert: None, tensor: None, byte: None, end: None, what }
 }
 
 /// Parts that were kept and differ, bit by bit where the recipe says `native`; error of those that were not kept.

@@ -4,19 +4,19 @@ use std::ops::Range;
 use std::path::Path;
 
 use moepack_convert::{CodedExpert, Model};
-use moepack_format::Result;
 use moepack_format::bank::Bank;
+use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
 use moepack_quant::solve::solver;
 use moepack_verify::drift::SquareSums;
 use moepack_verify::forward::{Delta, ExpertOutput, GatedMlp, LayerWeights, MoePass, RoutedSum, ordered};
 
-use crate::engine::calibration::{self, Calibration};
-use crate::engine::coder::{Coded, Coder, Learnt};
-use crate::engine::evidence::{self, Pool};
+use crate::engine::calibration::Calibration;
+use crate::engine::coder::{Coded, Coder};
+use crate::engine::coding::Coding;
 use crate::engine::pair::{Pair, PairDelta, PairOutput, PairPass, PairSums};
 use crate::engine::parts::{Parts, PartsSink};
-use crate::engine::stats::{ExpertStats, Stats};
+use crate::engine::stats::Stats;
 use crate::engine::writer::{BankSink, Written};
 use crate::progress::Progress;
 use crate::recipe::{Choices, Recipe};
@@ -80,13 +80,13 @@ impl ExpertWork<'_> {
         let pairing = pair.zip(trunk).map(|(p, [own, coded])| p.route(own, coded)).transpose()?;
         let solver = solver(&self.recipe.solver)?;
         let coder = Coder { isa: self.isa, choices: self.choices, solver };
-        let with_pool = calibrating.as_ref().filter(|_| !matches!(place, Place::Finished(_)));
-        let with_pool = with_pool.filter(|_| coder.needs_hessians(self.layer, self.experts.clone()));
+        let begin = || {
+            let size = (self.layer, self.experts.clone(), self.inter);
+            Coding::of(coder, self.model, size, self.stats, calibrating.as_ref())
+        };
         let turns = Turns {
             work: self,
-            coder,
-            pool: with_pool.map(|pass| Pool::of(self.isa, pass, pass.width(), self.inter)).transpose()?,
-            stored: self.stats.map(|s| s.layer(self.model, self.layer)).transpose()?,
+            coding: if matches!(place, Place::Finished(_)) { None } else { Some(begin()?) },
             earlier: Earlier::of(place)?,
             weights,
             calibrating: calibrating.as_ref(),
@@ -173,10 +173,8 @@ enum Sink<'p> {
 /// What every expert's turn needs; shared by the threads.
 struct Turns<'a> {
     work: &'a ExpertWork<'a>,
-    coder: Coder<'a>,
-    /// What the layer's tokens are like, for a solver that works with Hessians.
-    pool: Option<Pool>,
-    stored: Option<Vec<ExpertStats>>,
+    /// How experts are coded, where they are.
+    coding: Option<Coding<'a>>,
     earlier: Earlier<'a>,
     weights: Option<&'a LayerWeights>,
     calibrating: Option<&'a MoePass<'a>>,
@@ -209,35 +207,22 @@ impl Turns<'_> {
         Ok(Turn { coded, calibrated, n_tokens, paired, source_bytes })
     }
 
-    /// Runs an expert over the calibration text, if there is one, and codes it by what was learnt; both of that is dropped
-    /// again here.
+    /// Runs an expert over the calibration text, if there is one; codes it, or reads what an earlier run coded.
     fn run_and_code(
         &self,
         expert: usize,
         source: CodedExpert,
         mlp: Option<&GatedMlp>,
     ) -> Result<(Option<ExpertOutput>, Coded)> {
-        let ExpertWork { isa, model, layer, inter, .. } = *self.work;
-        let calibrating = self.calibrating.zip(mlp);
-        if let Some((bank, index)) = self.earlier.bank_of(expert) {
-            let output = calibrating.map(|(pass, mlp)| pass.run_expert(expert, mlp, None)).transpose()?;
-            let expert = model.expert_of_bank(bank, layer, index)?;
-            return Ok((output, Coded { expert, sums: SquareSums::default(), notes: Vec::new() }));
-        }
-        if let (Some((pass, mlp)), Some(pool)) = (calibrating, &self.pool) {
-            let needs = self.coder.needs(layer, expert)?;
-            let (output, evidence) = evidence::run_expert(isa, pass, pool, (expert, mlp), needs)?;
-            let coded = self.coder.code(layer, expert, source, Learnt::Evidence(&evidence))?;
-            return Ok((Some(output), coded));
-        }
-        let run = |(pass, mlp): (&MoePass<'_>, _)| {
-            calibration::run_expert(isa, pass, expert, mlp, (pass.width(), inter))
+        let Some((bank, index)) = self.earlier.bank_of(expert) else {
+            let coding =
+                self.coding.as_ref().ok_or_else(|| Error::new(Kind::Io, "nothing codes this expert"))?;
+            return coding.code(expert, source, mlp);
         };
-        let fresh = calibrating.map(run);
-        let (output, fresh) = fresh.transpose()?.unzip();
-        let stats = fresh.as_ref().or_else(|| self.stored.as_ref()?.get(expert));
-        let coded = self.coder.code(layer, expert, source, stats.map_or(Learnt::Nothing, Learnt::Stats))?;
-        Ok((output, coded))
+        let run = |(pass, mlp): (&MoePass<'_>, _)| pass.run_expert(expert, mlp, None);
+        let output = self.calibrating.zip(mlp).map(run).transpose()?;
+        let expert = self.work.model.expert_of_bank(bank, self.work.layer, index)?;
+        Ok((output, Coded { expert, sums: SquareSums::default(), notes: Vec::new() }))
     }
 }
 

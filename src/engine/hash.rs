@@ -1,11 +1,12 @@
 //! Hashes of the source files, made beside the real work: the file is read from front to back once, which also brings
-//! it into the page cache ahead of the experts.
+//! it into the page cache ahead of the experts. Where a download left the hub's hash behind, they are compared.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
+use moepack_convert::checkpoint::recorded_sha256;
 use moepack_format::{Error, InputFile, Kind, Result};
 
 use crate::stop::Stop;
@@ -28,7 +29,7 @@ impl<'scope> Hashes<'scope> {
         let seen = given_up.clone();
         let thread = scope.spawn(move || {
             let ended = || stop.requested() || seen.load(Ordering::Relaxed);
-            paths.iter().map(|path| InputFile::open(path)?.sha256(&ended)).collect()
+            paths.iter().map(|path| compared(path, InputFile::open(path)?.sha256(&ended)?)).collect()
         });
         Hashes { thread: Some(thread), given_up }
     }
@@ -36,10 +37,23 @@ impl<'scope> Hashes<'scope> {
     /// The SHA-256 of each file in hexadecimal, in the order given.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, or is not what the hub has.
     pub fn finish(mut self) -> Result<Vec<String>> {
         let died = || Error::new(Kind::Io, "the thread that hashes the source files died");
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_else(|| Err(died()))
+    }
+}
+
+/// The hash of a file, unless the download left another behind.
+fn compared(path: &Path, found: String) -> Result<String> {
+    match recorded_sha256(path)?.filter(|recorded| *recorded != found) {
+        None => Ok(found),
+        Some(recorded) => {
+            let what = format!("sha256 is {found}, the hub's when it was downloaded {recorded}");
+            Err(Error::bad_data(what)
+                .in_file(path)
+                .hint("the download is damaged or was changed; fetch this file again"))
+        }
     }
 }
 

@@ -213,7 +213,10 @@ fn has_hessians(recipe: &Recipe, calibrated: Option<CalibrationSize>) -> Result<
 }
 
 /// How an expert is stored, and by which codec each of its parts will be.
-fn coded_parts(
+///
+/// # Errors
+/// No such expert; a matrix that the recipe does not know.
+pub fn coded_parts(
     model: &Model,
     choices: &Choices,
     layer: usize,

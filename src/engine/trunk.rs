@@ -22,6 +22,7 @@ use moepack_verify::tokens::Windows;
 use crate::recipe::Choice;
 
 mod learn;
+pub mod rewrite;
 pub mod rounded;
 pub mod write;
 
@@ -238,6 +239,15 @@ impl<'a> Trunk<'a> {
             trunk_file_bytes(&specs, &shapes(pieces))
         };
         self.files()?.into_iter().map(of_file).collect()
+    }
+
+    /// Tensors of each trunk file, pads not counted.
+    ///
+    /// # Errors
+    /// As [`Trunk::bytes`].
+    pub fn file_tensors(&self) -> Result<Vec<usize>> {
+        let tensors = |range| self.pieces(range).iter().map(|piece| piece.specs().len()).sum();
+        Ok(self.files()?.into_iter().map(tensors).collect())
     }
 
     /// Which pieces go to which file: the planes of a matrix stay together.

@@ -6,8 +6,8 @@ use std::path::Path;
 use moepack_convert::Model;
 use moepack_format::bank::{BankSummary, BankWriter, PartBytes, PartSpec, bank_name};
 use moepack_format::manifest::{
-    BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs, PerExpert,
-    ProjectionEntry, Provenance, Tool, Totals, TrunkEntry, four_digits,
+    BLOCK_BYTES, BUNDLE_FORMAT, FORMAT_VERSION, FileEntry, LayerEntry, LeftOut, Manifest, PartCodecs,
+    PerExpert, ProjectionEntry, Provenance, Tool, Totals, TrunkEntry, four_digits,
 };
 use moepack_format::trunk::FileSummary;
 use moepack_format::{Context, Error, InputFile, Result, atomic};
@@ -103,6 +103,14 @@ impl BankSink {
         self.append(&parts, ExpertFacts { codecs, sums: coded.sums, notes: coded.notes.clone() })
     }
 
+    /// Gives the bank its name, if it is as it is known to have been.
+    ///
+    /// # Errors
+    /// Another SHA-256, a failed write.
+    pub fn finish_as(self, sha256: &str) -> Result<()> {
+        self.writer.finish_as(Some(sha256)).map(drop)
+    }
+
     /// Appends an expert whose planes are known.
     ///
     /// # Errors
@@ -144,6 +152,7 @@ impl LayerNote {
             usage: facts.usage,
             codecs: codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect(),
             error: (sums.reference > 0.0).then(|| sums.relative()),
+            header_crc32c: summary.header_crc32c.clone(),
             experts: notes.into_iter().map(|(part, notes)| (part, projection(&notes))).collect(),
         };
         LayerNote { summary, entry }
@@ -239,7 +248,7 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
     sources.sort_by(|a, b| a.path.cmp(&b.path));
     let left_out = model.catalog().left_out.iter();
     let layers: Vec<LayerEntry> = pieces.layers.into_iter().map(|l| l.entry).collect();
-    let trunk: Vec<_> = pieces.trunk.iter().map(|t| TrunkEntry { file: t.file.clone() }).collect();
+    let trunk: Vec<_> = pieces.trunk.iter().map(trunk_entry).collect();
     let (expert_weights, trunk_weights) = (model.spec().expert_weights(), model.trunk_weights());
     Manifest {
         format: BUNDLE_FORMAT.to_owned(),
@@ -261,8 +270,14 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
             .map(|(name, reason)| LeftOut { name: name.clone(), reason: reason.clone() })
             .chain(pieces.left_out)
             .collect(),
+        crc32c: String::new(),
         sha256: String::new(),
     }
+}
+
+fn trunk_entry(file: &FileSummary) -> TrunkEntry {
+    let FileSummary { file, header_crc32c, crc32c, .. } = file.clone();
+    TrunkEntry { file, header_crc32c, crc32c }
 }
 
 /// Fills the manifest up with spaces until the bundle takes what its recipe was made for.
@@ -272,7 +287,9 @@ pub fn manifest(model: &Model, pieces: Pieces) -> Manifest {
 pub fn fill_up(manifest: &mut Manifest, recipe: &Recipe) -> Result<()> {
     let bytes = manifest.totals.bundle_bytes.saturating_add(manifest.to_text()?.len() as u64);
     let fill = usize::try_from(recipe.fill_bytes(bytes)).unwrap_or(0);
-    if let (Some(spaces), Some(kept)) = (fill.checked_sub(FILL_KEY_BYTES), manifest.recipe.as_object_mut()) {
+    // The manifest's own checksums grow with it.
+    let fill = fill.checked_sub(FILL_KEY_BYTES + 8 * (fill / BLOCK_BYTES + 1));
+    if let (Some(spaces), Some(kept)) = (fill, manifest.recipe.as_object_mut()) {
         kept.insert("fill".to_owned(), " ".repeat(spaces).into());
     }
     Ok(())

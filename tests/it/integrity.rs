@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::support::{contents, fixture, moepack, succeeds};
 
 /// Bits flipped in each file.
@@ -97,4 +99,84 @@ fn quantize(codec: &str) -> Vec<String> {
     let model = fixture("random/qwen3_moe_sharded");
     let args = ["quantize", model.to_str().unwrap(), "-o", "out.moepack", "--codec", codec];
     args.into_iter().map(str::to_owned).collect()
+}
+
+/// A checkpoint that was downloaded: to a directory of its own, or into a cache, with the hash that the hub gave.
+fn downloaded(dir: &Path, into_cache: bool, sha256: &str) -> String {
+    let model = fixture("random/qwen3_moe");
+    let revision = "0123456789abcdef0123456789abcdef01234567";
+    let root = if into_cache { dir.join("models--a--b") } else { dir.join("mine") };
+    let snapshot = if into_cache { root.join("snapshots").join(revision) } else { root.clone() };
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::copy(model.join("config.json"), snapshot.join("config.json")).unwrap();
+    let weights = snapshot.join("model.safetensors");
+    if into_cache {
+        fs::create_dir_all(root.join("blobs")).unwrap();
+        fs::create_dir_all(root.join("refs")).unwrap();
+        fs::write(root.join("refs/main"), revision).unwrap();
+        fs::copy(model.join("model.safetensors"), root.join("blobs").join(sha256)).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{sha256}"), weights).unwrap();
+    } else {
+        let metadata = snapshot.join(".cache/huggingface/download");
+        fs::create_dir_all(&metadata).unwrap();
+        let text = format!("{revision}\n{sha256}\n1726498445.95\n");
+        fs::write(metadata.join("model.safetensors.metadata"), text).unwrap();
+        fs::copy(model.join("model.safetensors"), weights).unwrap();
+    }
+    root.display().to_string()
+}
+
+#[test]
+fn weights_that_are_not_what_the_hub_has_are_refused() {
+    let weights = fs::read(fixture("random/qwen3_moe/model.safetensors")).unwrap();
+    let right = sha256(&weights);
+    let wrong = right.replace(['0', '1', '2', '3'], "4");
+    for into_cache in [true, false] {
+        let work = tempfile::tempdir().unwrap();
+        let at = work.path();
+        let sound = downloaded(&at.join("sound"), into_cache, &right);
+        succeeds(at, &["quantize", &sound, "-o", "q"]);
+        let damaged = downloaded(&at.join("damaged"), into_cache, &wrong);
+        let run = moepack(at, &["quantize", &damaged, "-o", "q2"]);
+        assert_eq!(run.code, Some(65), "{}", run.stderr);
+        for says in [&right, &wrong, "model.safetensors", "hint:"] {
+            assert!(run.stderr.contains(says), "{says} is missing in {}", run.stderr);
+        }
+        assert!(!at.join("q2").exists() && !at.join("q2.partial").exists());
+    }
+}
+
+#[test]
+fn the_list_of_hashes_is_what_sha256sum_checks() {
+    let work = bundle();
+    let at = work.path();
+    succeeds(at, &["check", "out.moepack", "--sha256sums", "sums", "--statement", "statement.json"]);
+    let run = std::process::Command::new("sha256sum")
+        .args(["-c", "--strict", "../sums"])
+        .current_dir(at.join("out.moepack"))
+        .output();
+    let run = run.expect("sha256sum is there");
+    let said = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{said}");
+    assert_eq!(said.lines().count(), contents(&at.join("out.moepack")).len(), "{said}");
+    let statement: serde_json::Value =
+        serde_json::from_slice(&fs::read(at.join("statement.json")).unwrap()).unwrap();
+    let resources = statement["predicate"]["resources"].as_array().unwrap();
+    for (resource, (path, bytes)) in resources.iter().zip(contents(&at.join("out.moepack"))) {
+        assert_eq!(resource["name"], path.to_str().unwrap());
+        assert_eq!(resource["digest"], sha256(&bytes));
+    }
+    let run = moepack(at, &["check", "out.moepack", "--statement", "statement.json"]);
+    assert_eq!(run.code, Some(73), "{}", run.stderr);
+    // A signature beside the files is nobody's damage.
+    fs::write(at.join("out.moepack/model.sig"), "{}").unwrap();
+    succeeds(at, &["check", "out.moepack"]);
+    fs::write(at.join("out.moepack/stray"), "").unwrap();
+    let run = moepack(at, &["check", "out.moepack", "--sha256sums", "more"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(!at.join("more").exists(), "a list of a bundle that is not sound");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    moepack_format::file::hex(&Sha256::digest(bytes))
 }

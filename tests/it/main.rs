@@ -22,6 +22,7 @@ mod integrity;
 mod many_experts;
 mod paging;
 mod released;
+mod repair;
 mod resume;
 mod strangers;
 mod support;

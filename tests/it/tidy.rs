@@ -58,6 +58,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/allocation.md",
     "docs/cluster.md",
     "docs/export.md",
+    "docs/integrity.md",
     "format/SPEC.md",
     "quant/README.md",
     "verify/BASELINE.md",

@@ -31,7 +31,7 @@ pub fn check_contents(
 
 fn check_scales(scales: &SourceTensor, first: u64, bytes: &[u8], signed: bool) -> Result<()> {
     let Some((at, value)) = odd_scale(scales.dtype, bytes, signed) else { return Ok(()) };
-    let index = first + at as u64;
+    let index = first.saturating_add(at as u64);
     let what = format!("scale {index} is {value}, expected a positive, finite, normal number");
     Err(located(scales, index, Error::bad_data(what))
         .hint("the file is damaged; compare its sha256 with the release"))
@@ -64,7 +64,7 @@ fn check_index(tensor: &SourceTensor, first: u64, bytes: &[u8], n: u64) -> Resul
     let indices = bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b));
     let beyond = |g: &i32| u64::try_from(*g).map_or(true, |g| g >= n);
     let Some((at, g)) = indices.enumerate().find(|(_, g)| beyond(g)) else { return Ok(()) };
-    let index = first + at as u64;
+    let index = first.saturating_add(at as u64);
     let what = format!("column {index} is in group {g}, expected 0 to {}", n.saturating_sub(1));
     Err(located(tensor, index, Error::bad_data(what))
         .hint("the file is damaged; compare its sha256 with the release"))

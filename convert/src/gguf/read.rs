@@ -1,4 +1,5 @@
 //! The strict reader: every count is compared with what is left of the file before anything is allocated.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -216,7 +217,7 @@ impl Reader<'_> {
             self.check_header(n)?;
             let mut bytes = vec![0; n as usize];
             self.file.read_exact_at(self.position, &mut bytes)?;
-            self.position += n;
+            self.position = self.position.saturating_add(n);
             String::from_utf8(bytes)
         };
         text.map_err(|_| Error::bad_data("a string that is not UTF-8").at_byte(at))
@@ -267,7 +268,7 @@ impl Reader<'_> {
                 0..n
             }
         };
-        self.position += n as u64;
+        self.position = self.position.saturating_add(n as u64);
         Ok(self.buffer.get(range).unwrap_or_default())
     }
 
@@ -346,7 +347,10 @@ fn place(
     }
     let end = start.saturating_add(expected);
     if file_bytes > end {
-        let what = format!("{} bytes behind the last tensor, which nothing tells of", file_bytes - end);
+        let what = format!(
+            "{} bytes behind the last tensor, which nothing tells of",
+            file_bytes.saturating_sub(end)
+        );
         return Err(Error::bad_data(what).at_byte(end));
     }
     Ok(placed)

@@ -94,7 +94,7 @@ impl Reader<'_> {
             let what = format!("{bytes} bytes are expected, but {} are left of the file", self.left());
             return Err(Error::bad_data(what).at_byte(self.position));
         }
-        self.position += bytes;
+        self.position = self.position.saturating_add(bytes);
         Ok(())
     }
 }

@@ -9,8 +9,8 @@ use moepack_format::manifest::{
     TrunkEntry,
 };
 use moepack_format::{
-    ALIGN_DEFAULT, BankWriter, Dtype, InputFile, Kind, Manifest, PartBytes, PartSpec, PlaneSpec, TrunkWriter,
-    trunk_name,
+    ALIGN_DEFAULT, BankWriter, Dtype, FileSummary, InputFile, Kind, Manifest, PartBytes, PartSpec, PlaneSpec,
+    TrunkWriter, trunk_name,
 };
 use moepack_quant::Isa;
 use serde_json::json;
@@ -518,6 +518,7 @@ fn write_bundle(model: &Model, dir: &Path) {
             usage: None,
             codecs: [("gate_proj".to_owned(), PartCodecs::Same("bf16".to_owned()))].into(),
             error: None,
+            header_crc32c: summary.header_crc32c,
             experts: std::collections::BTreeMap::new(),
         });
     }
@@ -530,15 +531,15 @@ fn write_bundle(model: &Model, dir: &Path) {
         model.read_raw(t, 0, &mut bytes).unwrap();
         trunk.write(&t.name, &bytes).unwrap();
     }
-    let summary = trunk.finish().unwrap();
-    files.push(FileEntry { path: summary.file, bytes: summary.bytes, sha256: summary.sha256 });
+    let FileSummary { bytes, sha256, header_crc32c, crc32c, .. } = trunk.finish().unwrap();
+    files.push(FileEntry { path: name.clone(), bytes, sha256 });
     for side in model.side_files(&mut Vec::new()).unwrap() {
         std::fs::copy(&side.path, dir.join(&side.name)).unwrap();
         let sha256 = InputFile::open(&side.path).unwrap().sha256(&|| false).unwrap();
         files.push(FileEntry { path: side.name, bytes: side.bytes, sha256 });
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    let trunk = vec![TrunkEntry { file: name }];
+    let trunk = vec![TrunkEntry { file: name, header_crc32c, crc32c }];
     let totals = Totals::sum(&files, &layers, &trunk, 1, 1);
     let manifest = Manifest {
         format: BUNDLE_FORMAT.to_owned(),
@@ -557,6 +558,7 @@ fn write_bundle(model: &Model, dir: &Path) {
         trunk_errors: Default::default(),
         left_out: vec![LeftOut { name: "gone".to_owned(), reason: "a test".to_owned() }],
         totals,
+        crc32c: String::new(),
         sha256: String::new(),
     };
     manifest.write(dir).unwrap();

@@ -24,6 +24,8 @@ pub struct Bank {
     records: Vec<RecordEntry>,
     /// One for each record; equal ones share memory.
     parts: Vec<Arc<[PartInfo]>>,
+    /// Where the index lies.
+    index_offset: u64,
     /// Places of all pads in the file: start and end.
     pads: Vec<(u64, u64)>,
 }
@@ -46,7 +48,8 @@ impl Bank {
         let file = InputFile::open(path)?;
         let header = Header::read(&file)?;
         let Validated { table, records, parts, pads } = validate(&file, &header).in_file(path)?;
-        Ok(Bank { file, direct: OnceLock::new(), table, records, parts, pads })
+        let (direct, index_offset) = (OnceLock::new(), header.data_offset);
+        Ok(Bank { file, direct, table, records, parts, index_offset, pads })
     }
 
     /// The path it was opened with.
@@ -98,6 +101,11 @@ impl Bank {
     /// Bytes of all planes of all experts.
     pub fn payload_bytes(&self) -> u64 {
         self.parts.iter().flat_map(|e| e.iter()).flat_map(|p| &p.planes).map(|p| p.bytes).sum()
+    }
+
+    /// Where the index lies, which is right behind the header.
+    pub fn index_offset(&self) -> u64 {
+        self.index_offset
     }
 
     /// Start and end of every pad of the file.

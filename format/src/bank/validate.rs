@@ -66,7 +66,7 @@ fn read_rows(file: &InputFile, index: &TensorInfo, table: &Table) -> Result<Vec<
     file.read_exact_at(index.start, bytes.as_flattened_mut())?;
     let mut rows = Vec::with_capacity(bytes.len());
     for (expert, row) in bytes.iter().enumerate() {
-        let at = index.start + (expert * ROW_BYTES) as u64;
+        let at = index.start.saturating_add(expert.saturating_mul(ROW_BYTES) as u64);
         let row = RecordEntry::decode(row).and_then(|row| check_row(row, expert, table));
         rows.push(row.map_err(|e| e.in_tensor(INDEX).at_byte(at))?);
     }
@@ -211,5 +211,5 @@ fn plane(t: &TensorInfo, prefix: &str, start: u64, end: u64) -> Result<PlaneInfo
     check().map_err(|e| e.in_tensor(&t.name).at_byte(t.start))?;
     let name = t.name.strip_prefix(prefix).unwrap_or_default();
     let spec = PlaneSpec::new(name, t.dtype, &t.shape);
-    Ok(PlaneInfo { spec, offset: t.start - start, bytes: t.bytes() })
+    Ok(PlaneInfo { spec, offset: t.start.saturating_sub(start), bytes: t.bytes() })
 }

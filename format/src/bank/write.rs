@@ -13,6 +13,7 @@ use crate::PlaneSpec;
 use crate::atomic::AtomicFile;
 use crate::dtype::Dtype;
 use crate::error::{Context, Error, Result};
+use crate::file::{check_sha256, hex};
 use crate::index::{ROW_BYTES, RecordEntry};
 use crate::layout::{TENSOR_ALIGN, TensorList, align_up, header_bytes};
 use crate::limits::{PARTS_MAX, PLANES_MAX, RECORD_BYTES_MAX, TENSORS_MAX};
@@ -51,6 +52,9 @@ pub struct BankSummary {
     pub padding_bytes: u64,
     /// Number of records.
     pub n_experts: u32,
+    /// CRC-32C of header and index, 8 hex digits.
+    #[serde(default)]
+    pub header_crc32c: String,
 }
 
 /// A bank that is being written. Experts come in ascending order, from 0, none left out.
@@ -86,7 +90,7 @@ impl BankWriter {
         let mut new = BankWriter { file, table, reserved, list, records, payload_bytes: 0 };
         new.list.push(PlaneSpec::new(INDEX, Dtype::U8, &[n_experts.into(), ROW_BYTES as u64]))?;
         new.list.pad_to(align)?;
-        new.file.skip(reserved + new.list.end());
+        new.file.skip(reserved.saturating_add(new.list.end()));
         Ok(new)
     }
 
@@ -105,7 +109,15 @@ impl BankWriter {
     ///
     /// # Errors
     /// Experts that were not written, or a failed write.
-    pub fn finish(mut self) -> Result<BankSummary> {
+    pub fn finish(self) -> Result<BankSummary> {
+        self.finish_as(None)
+    }
+
+    /// The same; with the SHA-256 that the file is known to have, it appears only if it has that.
+    ///
+    /// # Errors
+    /// As [`BankWriter::finish`]; another hash.
+    pub fn finish_as(mut self, sha256: Option<&str>) -> Result<BankSummary> {
         let (written, expected) = (self.records.len(), self.table.n_experts);
         if written != expected as usize {
             let what = format!("{written} experts were written, expected {expected}");
@@ -113,10 +125,12 @@ impl BankWriter {
         }
         let json = self.list.json(&self.table.to_strings()?)?;
         self.place_records(data_offset(self.n_planes(), json.len() as u64, self.table.align)?)?;
-        self.file.write_at(0, &header_bytes(&json, self.reserved)?)?;
+        let header = header_bytes(&json, self.reserved)?;
+        self.file.write_at(0, &header)?;
         let rows: Vec<u8> = self.records.iter().flat_map(RecordEntry::encode).collect();
         self.file.write_at(self.reserved, &rows)?;
-        let summary = self.summary()?;
+        let summary = self.summary(crc32c::crc32c_append(crc32c::crc32c(&header), &rows))?;
+        check_sha256(&summary.sha256, sha256).in_file(self.file.path())?;
         self.file.commit()?;
         Ok(summary)
     }
@@ -143,12 +157,12 @@ impl BankWriter {
                 self.list.push(PlaneSpec { name, ..plane.clone() })?;
                 self.file.append(bytes)?;
                 entry.crc32c = crc32c::crc32c_append(entry.crc32c, bytes);
-                self.payload_bytes += bytes.len() as u64;
+                self.payload_bytes = self.payload_bytes.saturating_add(bytes.len() as u64);
             }
         }
-        entry.bytes = self.file.position() - entry.offset;
+        entry.bytes = self.file.position().saturating_sub(entry.offset);
         self.pad_to(self.table.align, None)?;
-        entry.padded_bytes = self.file.position() - entry.offset;
+        entry.padded_bytes = self.file.position().saturating_sub(entry.offset);
         if entry.padded_bytes > RECORD_BYTES_MAX {
             let what =
                 format!("a record of {} bytes, expected at most {RECORD_BYTES_MAX}", entry.padded_bytes);
@@ -209,7 +223,7 @@ impl BankWriter {
         moved.skip(data_offset);
         self.file.read_back(self.reserved, |chunk| moved.append(chunk))?;
         for record in &mut self.records {
-            record.offset = record.offset - self.reserved + data_offset;
+            record.offset = record.offset.saturating_sub(self.reserved).saturating_add(data_offset);
         }
         self.file = moved;
         self.reserved = data_offset;
@@ -224,27 +238,28 @@ impl BankWriter {
             .count()
     }
 
-    fn summary(&self) -> Result<BankSummary> {
+    fn summary(&self, header_crc32c: u32) -> Result<BankSummary> {
         let sizes = || self.records.iter().map(|r| r.padded_bytes);
         let first = sizes().next().unwrap_or_default();
         let file = self.file.path().file_name().map(|n| n.to_string_lossy().into_owned());
         Ok(BankSummary {
             file: file.unwrap_or_default(),
-            bytes: self.reserved + self.list.end(),
+            bytes: self.reserved.saturating_add(self.list.end()),
             sha256: self.file.sha256()?,
             stride: sizes().all(|n| n == first).then_some(first),
             max_record_bytes: sizes().max().unwrap_or_default(),
             payload_bytes: self.payload_bytes,
             padding_bytes: self.list.padding_bytes(),
             n_experts: self.table.n_experts,
+            header_crc32c: hex(&header_crc32c.to_be_bytes()),
         })
     }
 }
 
 /// Where data start: behind a header with this many planes and this many bytes of JSON.
 fn data_offset(n_planes: usize, json_bytes: u64, align: u64) -> Result<u64> {
-    let usual = TABLE_HEADER_BYTES + n_planes as u64 * PLANE_HEADER_BYTES;
-    align_up(usual.max(json_bytes) + 8, align)
+    let usual = TABLE_HEADER_BYTES.saturating_add((n_planes as u64).saturating_mul(PLANE_HEADER_BYTES));
+    align_up(usual.max(json_bytes).saturating_add(8), align)
 }
 
 fn check_planes(part: &PartBytes<'_>) -> Result<()> {

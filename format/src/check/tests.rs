@@ -1,6 +1,7 @@
 //! Every flipped bit of a small bundle is found and named.
 
 use super::*;
+use crate::bank::Bank;
 use crate::testing::SmallBundle;
 
 const FULL: CheckOptions = CheckOptions { level: CheckLevel::Full, threads: 2 };
@@ -76,8 +77,62 @@ fn damage_in_padding_names_the_file() {
     flip(&path, n_bits - 1);
     let damage = full(&small.dir);
     assert_eq!((damage.len(), damage[0].expert), (2, None));
-    assert!(damage[0].to_string().starts_with("experts-00001.safetensors, layer 1, byte "), "{}", damage[0]);
+    assert!(damage[0].to_string().starts_with("experts-00001.safetensors, layer 1, bytes "), "{}", damage[0]);
     assert!(damage[0].what.starts_with("padding of "));
+}
+
+#[test]
+fn damage_in_a_trunk_file_names_the_tensor_or_the_header() {
+    let small = SmallBundle::new();
+    let path = small.dir.join("trunk-00002-of-00002.safetensors");
+    let header = crate::trunk::TrunkFile::open(&path).unwrap().header;
+    let b = header.get("tensor.2.b").unwrap();
+    flip(&path, b.start as usize * 8 + 13);
+    let damage = full(&small.dir);
+    assert_eq!(
+        (damage[0].tensor.as_deref(), damage[0].byte, damage[0].end),
+        (Some("tensor.2.b"), Some(b.start), Some(b.end))
+    );
+    assert!(damage[0].what.starts_with("the tensor's crc32c is "), "{}", damage[0]);
+    // In a name, so that everything still holds together.
+    let text = std::fs::read(&path).unwrap();
+    let name = text.windows(8).position(|w| w == b"tensor.2").unwrap();
+    flip(&path, name * 8);
+    let damage = full(&small.dir);
+    let places: Vec<_> =
+        damage.iter().map(|d| d.what.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(places, ["the header's", "the tensor's", "sha256 is"], "{damage:?}");
+    assert!(quick(&small.dir)[0].what.starts_with("the header's crc32c"));
+}
+
+#[test]
+fn a_damaged_header_does_not_hide_damaged_records() {
+    let small = SmallBundle::new();
+    let path = small.dir.join("experts-00004.safetensors");
+    let offset = Bank::open(&path).unwrap().record(1).unwrap().offset;
+    flip(&path, 8 * 8 + 7);
+    flip(&path, offset as usize * 8);
+    let damage = full(&small.dir);
+    assert_eq!(damage[0].byte, Some(8), "{damage:?}");
+    assert_eq!((damage[1].expert, damage[1].byte), (Some(1), Some(offset)), "{damage:?}");
+    assert_eq!(damage.len(), 3, "{damage:?}");
+}
+
+#[test]
+fn a_sample_finds_what_it_looks_at() {
+    let small = SmallBundle::new();
+    let path = small.dir.join("experts-00004.safetensors");
+    let records: Vec<_> = Bank::open(&path).unwrap().records().to_vec();
+    records.iter().for_each(|r| flip(&path, r.offset as usize * 8));
+    for seed in 0..4 {
+        let sample = Sample { per_million: 340_000, seed };
+        let drawn = sample.experts(small.manifest.layer(4).unwrap());
+        assert_eq!(drawn.len(), 2);
+        let options = CheckOptions { level: CheckLevel::Sample(sample), threads: 2 };
+        let damage = check(&small.dir, options, &|_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(damage.iter().filter_map(|d| d.expert).collect::<Vec<_>>(), drawn);
+        assert_eq!(sample.n_tensors(&small.manifest), 2);
+    }
 }
 
 #[test]
@@ -102,6 +157,8 @@ fn all_damage_is_listed_not_the_first() {
         (bank, Some(1)),
         (bank, Some(2)),
         (bank, None),
+        ("trunk-00001-of-00002.safetensors", None),
+        ("trunk-00001-of-00002.safetensors", None),
         ("trunk-00001-of-00002.safetensors", None),
         ("stray", None),
     ];
@@ -174,5 +231,5 @@ fn a_check_can_be_watched_and_stopped() {
 fn damage_is_a_json_object() {
     let damage = damage_of(&Error::bad_data("x").at_byte(3), "f", Some(1));
     let json = serde_json::to_string(&damage).unwrap();
-    assert_eq!(json, r#"{"file":"f","layer":1,"expert":null,"tensor":null,"byte":3,"what":"x"}"#);
+    assert_eq!(json, r#"{"file":"f","layer":1,"expert":null,"tensor":null,"byte":3,"end":null,"what":"x"}"#);
 }

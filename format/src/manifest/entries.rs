@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::mend::CRC_DIGITS;
+
 /// Version of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormatVersion {
@@ -81,6 +83,9 @@ pub struct LayerEntry {
     pub codecs: BTreeMap<String, PartCodecs>,
     /// Relative squared error of the layer's expert weights against the checkpoint, if it was measured.
     pub error: Option<f64>,
+    /// CRC-32C of the bank's header and index, 8 hex digits; earlier versions had none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub header_crc32c: String,
     /// How the experts' matrices were coded, by projection.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<String, ProjectionEntry>,
@@ -168,6 +173,29 @@ pub fn four_digits(value: f64) -> f64 {
 pub struct TrunkEntry {
     /// Its name, one of `files`.
     pub file: String,
+    /// CRC-32C of its header, 8 hex digits; earlier versions had none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub header_crc32c: String,
+    /// CRC-32C of each of its tensors that is no pad, in the order of their bytes, 8 hex digits each.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub crc32c: String,
+}
+
+impl TrunkEntry {
+    /// Tensors whose checksum it has.
+    pub(crate) fn n_tensors(&self) -> u32 {
+        u32::try_from(self.crc32c.len() / CRC_DIGITS).unwrap_or(u32::MAX)
+    }
+
+    /// The checksums of its tensors in order.
+    pub fn tensor_crc32cs(&self) -> impl Iterator<Item = Option<u32>> {
+        self.crc32c.as_bytes().chunks(CRC_DIGITS).map(|digits| crc_of_hex(std::str::from_utf8(digits).ok()?))
+    }
+}
+
+/// The number that 8 hex digits stand for.
+pub(crate) fn crc_of_hex(digits: &str) -> Option<u32> {
+    u32::from_str_radix(digits, 16).ok().filter(|_| digits.len() == CRC_DIGITS)
 }
 
 /// A tensor that was not carried over.

@@ -1,11 +1,13 @@
 //! The text of a manifest: its hash, its version, and where its JSON goes wrong.
 
 use std::io::{Result as IoResult, Write};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use sha2::{Digest, Sha256};
 
+use super::mend::checksums;
 use super::{FEATURES, FORMAT_VERSION, FormatVersion};
 use crate::error::{Error, Result};
 use crate::file::hex;
@@ -15,37 +17,54 @@ use crate::file::hex;
 /// # Errors
 /// `BadData` with both hashes.
 pub(crate) fn check_hash(text: &[u8]) -> Result<()> {
-    let (head, tail) = split_hash(text).ok_or_else(|| Error::bad_data(HASH_PLACE))?;
-    let stored = text.get(head.len()..text.len() - tail.len()).unwrap_or_default();
-    let mut hash = Sha256::new();
-    hash.update(head);
-    hash.update("0".repeat(64));
-    hash.update(tail);
-    let found = hex(&hash.finalize());
+    let place = hash_place(text).ok_or_else(|| Error::bad_data(HASH_PLACE))?;
+    let stored = text.get(place.clone()).unwrap_or_default();
+    let found = hash_of(text, &place).unwrap_or_default();
     if stored == found.as_bytes() {
         return Ok(());
     }
     let what = format!("sha256 of the manifest is {found}, it says {}", String::from_utf8_lossy(stored));
-    Err(Error::bad_data(what).hint("the manifest was damaged or edited; copy the bundle again"))
+    Err(Error::bad_data(what).hint("the manifest was damaged or edited; `moepack check` says more"))
 }
 
-/// The text with the hash of itself in place of the zeros at its end.
-pub(super) fn fill_hash(text: &[u8]) -> Result<Vec<u8>> {
-    let (head, tail) = split_hash(text).ok_or_else(|| Error::bad_data(HASH_PLACE))?;
-    let digits = hex(&Sha256::digest(text));
-    Ok([head, digits.as_bytes(), tail].concat())
+/// The text with its checksums and the hash of itself at its end, where there is nothing and zeros.
+pub(super) fn fill_checks(text: &[u8]) -> Result<Vec<u8>> {
+    let none = || Error::bad_data(HASH_PLACE);
+    let place = hash_place(text).ok_or_else(none)?;
+    let behind_crc = place.start.checked_sub(BEFORE_SHA.len()).ok_or_else(none)?;
+    let (front, back) = text.split_at_checked(behind_crc).ok_or_else(none)?;
+    let head = front.strip_suffix(BEFORE_CRC).ok_or_else(none)?;
+    let mut filled = [front, checksums(head).as_bytes(), back].concat();
+    let place = hash_place(&filled).ok_or_else(none)?;
+    let sha256 = hash_of(&filled, &place).ok_or_else(none)?;
+    filled.get_mut(place).ok_or_else(none)?.copy_from_slice(sha256.as_bytes());
+    Ok(filled)
 }
 
 const HASH_PLACE: &str = "the manifest does not end with its sha256";
 
-/// What lies before and behind the 64 digits at the end.
-fn split_hash(text: &[u8]) -> Option<(&[u8], &[u8])> {
+/// What stands in front of the checksums, between them and the hash, and at the end.
+pub(super) const BEFORE_CRC: &[u8] = b"  \"crc32c\": \"";
+pub(super) const BEFORE_SHA: &[u8] = b"\",\n  \"sha256\": \"";
+pub(super) const BEHIND_SHA: &[u8] = b"\"\n}\n";
+pub(super) const SHA_DIGITS: usize = 64;
+
+/// Where the digits at the end are; the line before may be another field's.
+fn hash_place(text: &[u8]) -> Option<Range<usize>> {
     const BEFORE: &[u8] = b"\n  \"sha256\": \"";
-    const BEHIND: &[u8] = b"\"\n}\n";
-    let digits_end = text.len().checked_sub(BEHIND.len())?;
-    let (head, tail) = text.split_at_checked(digits_end)?;
-    let head = head.get(..head.len().checked_sub(64)?)?;
-    (head.ends_with(BEFORE) && tail == BEHIND).then_some((head, tail))
+    let end = text.len().checked_sub(BEHIND_SHA.len())?;
+    let start = end.checked_sub(SHA_DIGITS)?;
+    let is_it = text.get(..start)?.ends_with(BEFORE) && text.get(end..)? == BEHIND_SHA;
+    is_it.then_some(start..end)
+}
+
+/// The hash of a text with zeros in place of the digits.
+pub(super) fn hash_of(text: &[u8], digits: &Range<usize>) -> Option<String> {
+    let mut hash = Sha256::new();
+    hash.update(text.get(..digits.start)?);
+    hash.update([b'0'; SHA_DIGITS]);
+    hash.update(text.get(digits.end..)?);
+    Some(hex(&hash.finalize()))
 }
 
 /// Only what every version of the format has.
@@ -106,13 +125,13 @@ impl Lines {
 
 impl Formatter for Lines {
     fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.in_line() { out.write_all(b"[") } else { self.pretty.begin_array(out) }
     }
 
     fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
         let in_line = self.in_line();
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         if in_line { out.write_all(b"]") } else { self.pretty.end_array(out) }
     }
 
@@ -125,13 +144,13 @@ impl Formatter for Lines {
     }
 
     fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.in_line() { out.write_all(b"{") } else { self.pretty.begin_object(out) }
     }
 
     fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> IoResult<()> {
         let in_line = self.in_line();
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         if in_line { out.write_all(b"}") } else { self.pretty.end_object(out) }
     }
 

@@ -222,7 +222,7 @@ impl<'de> Visitor<'de> for Numbers<'_> {
                     return Err(self.state.refuse(Error::bad_data(what)));
                 }
             }
-            n += 1;
+            n = n.saturating_add(1);
         }
         // Exactly as long as needed: a checkpoint has a hundred thousand of these.
         Ok(found.get(..n).unwrap_or_default().to_vec())

@@ -46,13 +46,17 @@ pub fn manifest_bytes(
 ) -> Result<u64> {
     let hash = || "0".repeat(64);
     let entry = |(path, bytes): (&str, u64)| FileEntry { path: path.to_owned(), bytes, sha256: hash() };
-    let trunk = sizes.trunk_files.iter().enumerate().map(|(i, &bytes)| FileSummary {
-        file: trunk_name(i + 1, sizes.trunk_files.len()),
-        bytes,
-        sha256: hash(),
-        payload_bytes: 0,
-        padding_bytes: 0,
-    });
+    let n_tensors = coded_trunk.file_tensors()?;
+    let trunk =
+        sizes.trunk_files.iter().zip(n_tensors).enumerate().map(|(i, (&bytes, n_tensors))| FileSummary {
+            file: trunk_name(i + 1, sizes.trunk_files.len()),
+            bytes,
+            sha256: hash(),
+            payload_bytes: 0,
+            padding_bytes: 0,
+            header_crc32c: crc32c(1),
+            crc32c: crc32c(n_tensors),
+        });
     let with_hessians = super::has_hessians(recipe, calibrated)?;
     let layers =
         sizes.layers.iter().map(|l| layer_note(model, choices, sizes, l, (calibrated, with_hessians)));
@@ -70,6 +74,11 @@ pub fn manifest_bytes(
         align: recipe.align,
     };
     Ok(manifest(model, pieces).to_text()?.len() as u64)
+}
+
+/// The digits of so many checksums.
+fn crc32c(n: usize) -> String {
+    "0".repeat(8 * n)
 }
 
 /// The widest errors of coded matrices of the trunk, where calibration decides how they are coded.
@@ -105,6 +114,7 @@ fn layer_note(
         payload_bytes: layer.payload_bytes,
         padding_bytes: 0,
         n_experts,
+        header_crc32c: crc32c(1),
     };
     let entry = LayerEntry {
         layer: id,
@@ -117,6 +127,7 @@ fn layer_note(
         usage,
         codecs: codecs.into_iter().map(|(part, each)| (part, PartCodecs::folded(each))).collect(),
         error: Some(WIDEST_ERROR),
+        header_crc32c: crc32c(1),
         experts: layer
             .parts
             .iter()

@@ -34,7 +34,7 @@ pub struct TrunkWork<'a> {
     pub model: &'a Model,
     /// Where the files go.
     pub dir: &'a Path,
-    /// Where coded matrices of the whole trunk wait for the headers of their files.
+    /// Where coded matrices wait for the headers of their files.
     pub scratch: &'a Path,
     /// How matrices are coded of whose inputs something is known.
     pub coder: Coder<'a>,
@@ -65,20 +65,40 @@ impl TrunkWork<'_> {
     pub fn write(&self, trunk: &Trunk<'_>) -> Result<TrunkNote> {
         let files = trunk.files()?;
         let mut note = TrunkNote::default();
-        let text = self.text.filter(|_| self.coder.solver.needs_hessian() && trunk.cols_max() > 0);
-        let learnt = text.map(|text| self.code_learnt(trunk, text, &mut note)).transpose()?;
+        let learnt = self.learns(trunk).then(|| self.create_spool()).transpose()?;
+        let learnt = learnt.map(|spool| self.code_learnt(trunk, spool, &|_| true, &mut note)).transpose()?;
         for (i, range) in files.iter().enumerate() {
             let path = self.dir.join(trunk_name(i + 1, files.len()));
             let pieces = trunk.pieces(range.clone());
-            let rounded = learnt.is_none().then(|| self.code_rounded(pieces)).transpose()?;
+            let rounded = match learnt {
+                Some(_) => None,
+                None => Some(self.code_rounded(pieces, self.create_spool()?, &|_| true)?),
+            };
             let coded = learnt.as_ref().or(rounded.as_ref());
-            note.files.push(self.write_file(&path, pieces, coded)?);
+            note.files.push(self.write_file(&path, pieces, coded, None)?);
         }
         trunk.left_out.iter().for_each(|scales| self.progress.add(scales.bytes, 0));
         Ok(note)
     }
 
-    fn write_file(&self, path: &Path, pieces: &[Piece<'_>], coded: Option<&Coded>) -> Result<FileSummary> {
+    /// Whether a text tells how matrices are to be coded.
+    pub(super) fn learns(&self, trunk: &Trunk<'_>) -> bool {
+        self.text.is_some() && self.coder.solver.needs_hessian() && trunk.cols_max() > 0
+    }
+
+    /// A place for coded matrices.
+    pub(super) fn create_spool(&self) -> Result<Coded> {
+        Coded::create(self.scratch)
+    }
+
+    /// Writes a file; one that is known to have this SHA-256 appears only if it has.
+    pub(super) fn write_file(
+        &self,
+        path: &Path,
+        pieces: &[Piece<'_>],
+        coded: Option<&Coded>,
+        sha256: Option<&str>,
+    ) -> Result<FileSummary> {
         let of = |piece: &Piece<'_>| coded.and_then(|c| c.planes.get(&piece.tensor.name));
         let specs = |piece: &Piece<'_>| of(piece).map_or_else(|| piece.specs(), |(_, specs)| specs.clone());
         let flat: Vec<PlaneSpec> = pieces.iter().flat_map(specs).collect();
@@ -89,13 +109,17 @@ impl TrunkWork<'_> {
                 None => self.copy(piece.tensor, &mut writer)?,
             }
         }
-        writer.finish()
+        writer.finish_as(sha256)
     }
 
-    /// Codes what is to be coded of a file, rounding to nearest.
-    fn code_rounded(&self, pieces: &[Piece<'_>]) -> Result<Coded> {
-        let mut coded = Coded::create(self.scratch)?;
-        let matrices = coded_of(pieces.iter());
+    /// Codes what is to be coded of some pieces, and `wanted`, rounding to nearest.
+    pub(super) fn code_rounded(
+        &self,
+        pieces: &[Piece<'_>],
+        mut coded: Coded,
+        wanted: Wanted<'_>,
+    ) -> Result<Coded> {
+        let matrices = coded_of(pieces.iter().filter(|p| wanted(p)));
         let work = |i: usize| {
             self.stop.check()?;
             let (piece, matrix) = at(&matrices, i)?;
@@ -110,13 +134,23 @@ impl TrunkWork<'_> {
         Ok(coded)
     }
 
-    /// Codes what is to be coded of the whole trunk by what a text tells of its inputs, layer by layer.
-    fn code_learnt(&self, trunk: &Trunk<'_>, text: &Windows, note: &mut TrunkNote) -> Result<Coded> {
-        let mut coded = Coded::create(self.scratch)?;
+    /// Codes what is to be coded of the whole trunk, and `wanted`, by what a text tells of its inputs, layer by layer.
+    pub(super) fn code_learnt(
+        &self,
+        trunk: &Trunk<'_>,
+        mut coded: Coded,
+        wanted: Wanted<'_>,
+        note: &mut TrunkNote,
+    ) -> Result<Coded> {
+        let Some(text) = self.text else { return Ok(coded) };
+        let of_layer = |l| coded_of(trunk.pieces.iter().filter(|p| p.tensor.layer == Some(l) && wanted(p)));
+        let n_layers = self.model.spec().layers.len();
+        let n_layers = (0..n_layers).rev().find(|&l| !of_layer(l).is_empty()).map_or(0, |last| last + 1);
         let mut learner = Learner::begin(self.model, text, trunk.cols_max(), self.stop)?;
-        for l in 0..self.model.spec().layers.len() {
-            let evidence = learner.layer(l, &trunk.matrices(l))?;
-            let matrices = coded_of(trunk.pieces.iter().filter(|p| p.tensor.layer == Some(l)));
+        for l in 0..n_layers {
+            let matrices = of_layer(l);
+            let watched = if matrices.is_empty() { Vec::new() } else { trunk.matrices(l) };
+            let evidence = learner.layer(l, &watched)?;
             let work = |i: usize| {
                 self.stop.check()?;
                 let (piece, matrix) = at(&matrices, i)?;
@@ -172,6 +206,9 @@ impl TrunkWork<'_> {
     }
 }
 
+/// Which matrices are coded.
+pub(super) type Wanted<'w> = &'w dyn Fn(&Piece<'_>) -> bool;
+
 /// A tensor that is coded, and how.
 type Matrix<'p, 'a> = (&'p Piece<'a>, &'p CodedPiece);
 
@@ -187,7 +224,7 @@ fn at<'p, 'a>(matrices: &[Matrix<'p, 'a>], i: usize) -> Result<Matrix<'p, 'a>> {
 }
 
 /// Matrices that are coded and wait for the header of their file.
-struct Coded {
+pub(super) struct Coded {
     spool: Spool,
     /// Where the planes of a tensor begin, and what they are.
     planes: BTreeMap<String, (u64, Vec<PlaneSpec>)>,
@@ -199,7 +236,7 @@ impl Coded {
         Ok(Coded { spool: Spool::create(dir)?, planes: BTreeMap::new() })
     }
 
-    fn append(&mut self, piece: &Piece<'_>, matrix: &CodedPiece, planes: &Planes) -> Result<()> {
+    pub(super) fn append(&mut self, piece: &Piece<'_>, matrix: &CodedPiece, planes: &Planes) -> Result<()> {
         let specs = matrix.codec.planes_of(matrix.rows, matrix.cols, planes)?;
         let specs = specs.iter().map(|spec| piece.named(spec)).collect();
         self.planes.insert(piece.tensor.name.clone(), (self.spool.end, specs));
