@@ -5,18 +5,22 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use moepack_format::{Error, Result};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokenizers::models::ModelWrapper;
 
 /// Largest `tokenizer.json` that is read, in bytes; the largest released ones have 40 MB.
 pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 /// Largest text that is read, in bytes: it is tokenized in memory, at some 100 bytes a token.
 pub const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// Most JSON values of normalizer, pre-tokenizer, post-processor and decoder, each: those of released tokenizers have under 200.
+const PART_VALUES_MAX: usize = 1000;
 
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
@@ -80,12 +84,82 @@ fn first_bad(bytes: &[u8], at: usize) -> String {
     bytes.get(at).map_or_else(|| "it is cut short".to_owned(), |b| format!("found byte 0x{b:02x}"))
 }
 
-/// What every tokenizer has, whatever else it has. Anything deeper is skipped without recursion.
+/// What every tokenizer has, whatever else it has. What is deep in the model is skipped without recursion.
 #[derive(Deserialize)]
 struct Outline {
     model: OutlineModel,
+    #[serde(rename = "normalizer", default)]
+    _normalizer: NValues,
+    #[serde(rename = "pre_tokenizer", default)]
+    _pre_tokenizer: NValues,
+    #[serde(rename = "post_processor", default)]
+    _post_processor: NValues,
+    #[serde(rename = "decoder", default)]
+    _decoder: NValues,
     #[serde(rename = "added_tokens", default)]
     _added_tokens: Option<Vec<IgnoredAny>>,
+}
+
+/// How many JSON values there are, each in it counted. None is kept: a file can have millions.
+#[derive(Default)]
+struct NValues(usize);
+
+impl<'de> Deserialize<'de> for NValues {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<NValues, D::Error> {
+        d.deserialize_any(Counter)
+    }
+}
+
+struct Counter;
+
+impl<'de> Visitor<'de> for Counter {
+    type Value = NValues;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_str<E>(self, _: &str) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<NValues, A::Error> {
+        let mut n = 1;
+        while let Some(NValues(inner)) = seq.next_element()? {
+            n = few(n + inner)?;
+        }
+        Ok(NValues(n))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<NValues, A::Error> {
+        let mut n = 1;
+        while let Some((IgnoredAny, NValues(inner))) = map.next_entry()? {
+            n = few(n + inner)?;
+        }
+        Ok(NValues(n))
+    }
+}
+
+/// Each part may bring a pattern, which is compiled when it is read and run over every text.
+fn few<E: serde::de::Error>(n: usize) -> std::result::Result<usize, E> {
+    match n {
+        n if n > PART_VALUES_MAX => Err(E::custom(format!("a part of more than {PART_VALUES_MAX} values"))),
+        n => Ok(n),
+    }
 }
 
 #[derive(Deserialize)]
@@ -175,6 +249,15 @@ mod tests {
             assert_eq!(error.kind(), Kind::BadData);
             assert!(error.what().contains(part), "{:?} lacks {part:?}", error.what());
         }
+    }
+
+    #[test]
+    fn a_tokenizer_of_thousands_of_patterns_is_refused() {
+        let replace = r#"{"type":"Replace","pattern":{"Regex":"a+"},"content":"b"}"#;
+        let all =
+            format!(r#""normalizer": {{"type":"Sequence","normalizers":[{}]}}"#, [replace; 300].join(","));
+        let error = Tokenizer::parse(&edited(r#""normalizer": null"#, &all)).map(|_| ()).unwrap_err();
+        assert!(error.what().contains("a part of more than 1000 values"), "{error}");
     }
 
     #[test]
