@@ -12,6 +12,9 @@ use crate::targets::Target;
 /// A target with so many findings has told enough.
 const FINDINGS_MAX: usize = 10;
 
+/// Space that must be free where files live in memory: containers have little of it.
+const SCRATCH_BYTES: u64 = 1 << 30;
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -71,7 +74,7 @@ fn line(target: &Target, outcome: std::result::Result<&Outcome, &Error>) -> Stri
     let per_second = r.n_inputs as f64 / r.seconds.max(1e-9);
     let accepted = 100.0 * r.n_accepted as f64 / r.n_inputs.max(1) as f64;
     format!(
-        "{:<17} {:>9} inputs {:>8.0}/s {accepted:>5.1} % accepted, slowest {:>4.0} ms (input {}), largest {:>4} MiB (input {}), {} findings",
+        "{:<17} {:>9} inputs {:>8.0} a second of CPU, {accepted:>5.1} % accepted, slowest {:>4.0} ms (input {}), largest {:>4} MiB (input {}), {} findings",
         target.name,
         r.n_inputs,
         per_second,
@@ -157,8 +160,10 @@ fn this_program() -> Result<Command> {
 /// No directory can be made.
 pub fn scratch() -> Result<tempfile::TempDir> {
     let memory = Path::new("/dev/shm");
-    let made = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir());
-    made.map_err(|e| Error::io(&e, "create a directory in", memory))
+    let free = rustix::fs::statvfs(memory).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    let in_memory = if free >= SCRATCH_BYTES { tempfile::tempdir_in(memory).ok() } else { None };
+    let made = in_memory.map_or_else(tempfile::tempdir, Ok);
+    made.map_err(|e| Error::io(&e, "create a directory in", &std::env::temp_dir()))
 }
 
 /// Keeps the input of a finding.

@@ -9,15 +9,15 @@ impl Random {
     pub fn of(seed: u64, target: &str, n: u64) -> Random {
         let mut random = Random(seed);
         for byte in target.bytes() {
-            random.0 = random.next() ^ u64::from(byte);
+            random.0 = random.number() ^ u64::from(byte);
         }
-        random.0 = random.next() ^ n;
-        random.next();
+        random.0 = random.number() ^ n;
+        random.number();
         random
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -26,7 +26,7 @@ impl Random {
 
     /// A number below `n`; 0 if that is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.number() % n.max(1) as u64) as usize
     }
 
     /// True once in `n` times.
@@ -41,7 +41,7 @@ impl Random {
 
     /// So many bytes of noise.
     pub fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| self.next() as u8).collect()
+        (0..n).map(|_| self.number() as u8).collect()
     }
 }
 
@@ -52,13 +52,13 @@ mod tests {
     #[test]
     fn the_numbers_are_those_published_for_splitmix64() {
         let mut random = Random(1_234_567);
-        let found: Vec<u64> = (0..3).map(|_| random.next()).collect();
+        let found: Vec<u64> = (0..3).map(|_| random.number()).collect();
         assert_eq!(found, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]
     fn inputs_differ() {
-        let first = |target, n| Random::of(1, target, n).next();
+        let first = |target, n| Random::of(1, target, n).number();
         assert_ne!(first("a", 1), first("a", 2));
         assert_ne!(first("a", 1), first("b", 1));
     }

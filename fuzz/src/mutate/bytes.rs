@@ -19,7 +19,7 @@ fn once(random: &mut Random, file: &mut Vec<u8>, others: &[&[u8]]) {
     match random.below(9) {
         0 | 1 => set(file, at, |b| b ^ (1 << (at % 8))),
         2 => {
-            let new = random.next() as u8;
+            let new = random.number() as u8;
             set(file, at, |_| new);
         }
         3 => file.truncate(at),

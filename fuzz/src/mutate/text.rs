@@ -111,7 +111,7 @@ pub(super) fn near(random: &mut Random, number: &str) -> Vec<u8> {
             4 => -n,
             5 => n * 1000,
             6 => n << random.below(62),
-            _ => n + i128::from(random.next() as i16),
+            _ => n + i128::from(random.number() as i16),
         };
         return other.to_string().into_bytes();
     }

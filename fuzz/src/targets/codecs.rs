@@ -45,7 +45,7 @@ fn all() -> Vec<CodecRef> {
 fn seed(n: usize, codec: &CodecRef, rows: usize, cols: usize) -> Option<Seed> {
     let mut random = Random::of(1, "codecs", n as u64);
     // A sum of four is near enough to normal.
-    let mut value = || (0..4).map(|_| random.next() as i32 as f32 / 2e9).sum::<f32>();
+    let mut value = || (0..4).map(|_| random.number() as i32 as f32 / 2e9).sum::<f32>();
     let data: Vec<f32> = (0..rows * cols).map(|_| value()).collect();
     let planes = codec.encode(Isa::get(), Matrix { rows, cols, data: &data }, None).ok()?;
     let mut bytes = vec![(rows % 2) as u8];
