@@ -95,7 +95,11 @@ fn recipe_value(job: &Job<'_>) -> Value {
         (None, Some(stats)) => stats.provenance(),
         (None, None) => Value::Null,
     };
-    json!({"recipe": job.recipe, "calibration": calibration})
+    let mut value = json!({"recipe": job.recipe, "calibration": calibration});
+    if job.model.zeroes() {
+        value["nan_policy"] = json!("zero");
+    }
+    value
 }
 
 fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {
@@ -144,6 +148,7 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         };
         let mut manifest = writer::manifest(model, pieces);
         writer::fill_up(&mut manifest, recipe)?;
+        notes.extend(model.zeroed_note());
         Ok::<_, Error>((manifest, drift, notes))
     })?;
     manifest.write(workspace.dir())?;
