@@ -10,6 +10,7 @@ use crate::mutate::Shape;
 mod alarms;
 mod checkpoints;
 mod codecs;
+mod commands;
 mod containers;
 mod gguf;
 mod models;
@@ -148,6 +149,14 @@ pub const TARGETS: &[Target] = &[
     target("gguf_set", Shape::Gguf, 1, gguf::set, "one of the files of a split GGUF model"),
     target("imatrix", Shape::Gguf, 4, gguf::imatrix, "importance matrix in GGUF"),
     target("imatrix_dat", Shape::Dat, 5, gguf::imatrix_dat, "importance matrix in llama.cpp's earlier form"),
+    target("inspect_gguf", Shape::Gguf, 4, commands::inspect_gguf, "GGUF file, and what inspect shows of it"),
+    target(
+        "inspect_config",
+        Shape::Json,
+        20,
+        commands::inspect_config,
+        "checkpoint, and what inspect shows of it",
+    ),
     target("codecs", Shape::Planes, 1, codecs::codecs, "decoder of every codec, ggml's blocks among them"),
 ];
 

@@ -8,6 +8,7 @@ use moepack_quant::Isa;
 use moepack_verify::forward::{Head, run_layers};
 use moepack_verify::tokens::Windows;
 
+use super::commands::planned;
 use super::{Ready, copy, directory, put};
 use crate::corpus::{Seed, directories, fixture};
 
@@ -69,7 +70,8 @@ pub(super) fn outline(dir: &Path) -> Result<Ready> {
     let dir = dir.to_path_buf();
     Ready::new(seeds, move |of, bytes| {
         put(&dir.join(of).join(CONFIG), bytes)?;
-        Model::open(&dir.join(of), &OpenOptions { names_alone: true, ..OpenOptions::default() }).map(drop)
+        Model::open(&dir.join(of), &OpenOptions { names_alone: true, ..OpenOptions::default() })
+            .and_then(|model| planned(&model))
     })
 }
 
