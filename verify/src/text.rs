@@ -12,6 +12,7 @@ use std::sync::Once;
 use moepack_format::{Error, Result};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
 /// Largest `tokenizer.json` that is read, in bytes; the largest released ones have 40 MB.
@@ -21,6 +22,9 @@ pub const TEXT_BYTES_MAX: u64 = 256 << 20;
 
 /// Most JSON values of normalizer, pre-tokenizer, post-processor and decoder, each: those of released tokenizers have under 200.
 const PART_VALUES_MAX: usize = 1000;
+
+/// How many times as long a tokenizer's parts may make a text, as [`growth`] counts; those of released ones come to some tens.
+const GROWTH_MAX: f64 = 1024.0;
 
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
@@ -35,6 +39,7 @@ impl Tokenizer {
         let hint = "download tokenizer.json of the model again, or give token ids with --tokens";
         let outline: Outline = serde_json::from_slice(json)
             .map_err(|e| Error::bad_data(format!("not a tokenizer: {e}")).hint(hint))?;
+        check_growth(json).map_err(|e| e.hint(hint))?;
         let kind = outline.model.kind.unwrap_or_else(|| "unnamed".to_owned());
         let mut tokenizer = quietly(|| tokenizers::Tokenizer::from_bytes(json))
             .and_then(|r| r.map_err(|e| e.to_string()))
@@ -98,6 +103,49 @@ struct Outline {
     _decoder: NValues,
     #[serde(rename = "added_tokens", default)]
     _added_tokens: Option<Vec<IgnoredAny>>,
+}
+
+/// The parts that rewrite a text before it is cut. They are small, as [`Outline`] has seen.
+#[derive(Deserialize)]
+struct Rewriting {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+}
+
+/// Refuses parts that one after the other make a text longer and longer: forty times two is a trillion.
+fn check_growth(json: &[u8]) -> Result<()> {
+    let parts: Rewriting =
+        serde_json::from_slice(json).map_err(|e| Error::bad_data(format!("not a tokenizer: {e}")))?;
+    match growth(&parts.normalizer) * growth(&parts.pre_tokenizer) {
+        times if times > GROWTH_MAX => {
+            Err(Error::bad_data(format!("a tokenizer that can make a text {times:.0} times as long")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How many times as long a part and all in it can make a text, in bytes.
+fn growth(part: &Value) -> f64 {
+    let inner = |values: &mut dyn Iterator<Item = &Value>| values.map(growth).product::<f64>();
+    match part {
+        Value::Array(parts) => inner(&mut parts.iter()),
+        Value::Object(members) => {
+            let has = |key: &str| members.contains_key(key);
+            let own = match members.get("content").and_then(Value::as_str) {
+                // Where a pattern matches nothing, it does so between all characters.
+                Some(content) if has("pattern") => 1.0 + content.len() as f64,
+                // A byte becomes a character of at most two.
+                _ if has("trim_offsets") => 2.0,
+                _ if has("replacement") => 3.0,
+                _ => 1.0,
+            };
+            own * inner(&mut members.values())
+        }
+        Value::String(kind) if kind == "ByteLevel" => 2.0,
+        _ => 1.0,
+    }
 }
 
 /// How many JSON values there are, each in it counted. None is kept: a file can have millions.
@@ -258,6 +306,26 @@ mod tests {
             format!(r#""normalizer": {{"type":"Sequence","normalizers":[{}]}}"#, [replace; 300].join(","));
         let error = Tokenizer::parse(&edited(r#""normalizer": null"#, &all)).map(|_| ()).unwrap_err();
         assert!(error.what().contains("a part of more than 1000 values"), "{error}");
+    }
+
+    #[test]
+    fn a_tokenizer_that_makes_texts_longer_without_end_is_refused() {
+        let byte_level =
+            r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}"#;
+        let replace = r#"{"type":"Replace","pattern":{"String":"a"},"content":"aa"}"#;
+        for (part, one, parts) in
+            [("pre_tokenizer", byte_level, "pretokenizers"), ("normalizer", replace, "normalizers")]
+        {
+            let json: Value = serde_json::from_slice(TOKENIZER).unwrap();
+            let with = |n: usize| {
+                let mut json = json.clone();
+                let all: Vec<Value> = vec![serde_json::from_str(one).unwrap(); n];
+                json[part] = serde_json::json!({ "type": "Sequence", parts: all });
+                Tokenizer::parse(&serde_json::to_vec(&json).unwrap()).map(|_| ())
+            };
+            assert_eq!(with(2), Ok(()));
+            assert!(with(41).unwrap_err().what().contains("times as long"), "{part}");
+        }
     }
 
     #[test]
