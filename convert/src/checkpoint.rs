@@ -16,6 +16,7 @@ use crate::limits::{LISTED_MAX, OPEN_FILES_MAX, TENSORS_MAX};
 mod coded;
 mod hub;
 mod index;
+mod lenient;
 mod place;
 mod side;
 #[cfg(test)]
@@ -23,10 +24,12 @@ mod tests;
 
 pub use coded::CodedTensor;
 pub use hub::recorded_sha256;
+pub use lenient::Lenient;
 pub use place::Place;
 pub use side::SideFile;
 
 use index::Index;
+use lenient::Zeroed;
 
 /// A checkpoint whose files and headers have been checked.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Checkpoint {
     warnings: Vec<String>,
     /// The files read last, most recent last.
     open: Mutex<Vec<(u32, Arc<InputFile>)>>,
+    /// Where numbers that are none are read as 0.
+    zeroed: Option<Zeroed>,
 }
 
 /// A weight file.
@@ -84,6 +89,14 @@ impl Checkpoint {
     /// # Errors
     /// `Missing` if there are no weights or some are not there, `BadData` for whatever is wrong with them.
     pub fn open(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::open_with(path, Lenient::default())
+    }
+
+    /// The same, where some of what is wrong may pass.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(path: &Path, lenient: Lenient) -> Result<Checkpoint> {
         let place = Place::find(path)?;
         let mut warnings = Vec::new();
         match Index::read(&place)? {
@@ -91,13 +104,13 @@ impl Checkpoint {
                 let names = index.files();
                 place.missing(&names)?;
                 warnings.extend(place.extra_weights(&names)?);
-                let mut this = Checkpoint::of_files(place, names, warnings)?;
+                let mut this = Checkpoint::gather(place, names, warnings)?.made(lenient, Some(&index))?;
                 this.compare(&index)?;
                 Ok(this)
             }
             None => {
                 let names = place.weights_without_index(&mut warnings)?;
-                Checkpoint::of_files(place, names, warnings)
+                Checkpoint::gather(place, names, warnings)?.made(lenient, None)
             }
         }
     }
@@ -132,7 +145,7 @@ impl Checkpoint {
             return Err(Error::bad_data(format!("more than {TENSORS_MAX} tensors")).in_file(index.path()));
         }
         let (coded, open) = (BTreeMap::new(), Mutex::new(Vec::new()));
-        let this = Checkpoint { place, files, tensors, coded, warnings: Vec::new(), open };
+        let this = Checkpoint { place, files, tensors, coded, warnings: Vec::new(), open, zeroed: None };
         this.check_unique()?;
         Ok(Some((this, index.total_bytes())))
     }
@@ -157,6 +170,26 @@ impl Checkpoint {
     /// # Errors
     /// A header that is not valid, a tensor that is in two files, no tensor at all.
     pub fn of_files(place: Place, names: Vec<String>, warnings: Vec<String>) -> Result<Checkpoint> {
+        Checkpoint::gather(place, names, warnings)?.made(Lenient::default(), None)
+    }
+
+    /// Refuses tensors that are there twice, and none at all.
+    fn made(mut self, lenient: Lenient, index: Option<&Index>) -> Result<Checkpoint> {
+        if lenient.same_twice {
+            self.drop_same(index)?;
+        }
+        self.check_unique()?;
+        if self.tensors.is_empty() {
+            return Err(Error::missing("no weights: the safetensors files hold no tensor")
+                .in_file(self.place.root())
+                .hint("fetch the checkpoint again, all of its .safetensors files"));
+        }
+        self.zeroed = lenient.zero_non_finite.then(Zeroed::default);
+        Ok(self)
+    }
+
+    /// Reads all headers.
+    fn gather(place: Place, names: Vec<String>, warnings: Vec<String>) -> Result<Checkpoint> {
         let mut files = Vec::with_capacity(names.len());
         let mut tensors: Vec<SourceTensor> = Vec::new();
         for (n, name) in names.into_iter().enumerate() {
@@ -174,14 +207,7 @@ impl Checkpoint {
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
         tensors.shrink_to_fit();
         let (coded, open) = (BTreeMap::new(), Mutex::new(Vec::new()));
-        let this = Checkpoint { place, files, tensors, coded, warnings, open };
-        this.check_unique()?;
-        if this.tensors.is_empty() {
-            return Err(Error::missing("no weights: the safetensors files hold no tensor")
-                .in_file(this.place.root())
-                .hint("fetch the checkpoint again, all of its .safetensors files"));
-        }
-        Ok(this)
+        Ok(Checkpoint { place, files, tensors, coded, warnings, open, zeroed: None })
     }
 
     /// Headers without files: tensors whose names, types and shapes are known from elsewhere. Nothing can be read of it.
@@ -191,7 +217,7 @@ impl Checkpoint {
     pub(crate) fn of_headers(place: Place, mut tensors: Vec<SourceTensor>) -> Result<Checkpoint> {
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let (coded, open, warnings) = (BTreeMap::new(), Mutex::new(Vec::new()), Vec::new());
-        let this = Checkpoint { place, files: Vec::new(), tensors, coded, warnings, open };
+        let this = Checkpoint { place, files: Vec::new(), tensors, coded, warnings, open, zeroed: None };
         this.check_unique()?;
         Ok(this)
     }
@@ -227,7 +253,7 @@ impl Checkpoint {
     /// A range beyond the tensor, a tensor that is coded, a file that changed since it was opened, or what the
     /// operating system says; all name file and tensor.
     pub fn read(&self, tensor: &SourceTensor, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut inner = || {
+        let inner = |buf: &mut [u8]| {
             if let Some(coded) = self.coded(&tensor.name) {
                 let what =
                     format!("stored as {}: it has planes, but no bytes of its own", coded.codec.name());
@@ -238,9 +264,11 @@ impl Checkpoint {
                 let (n, bytes) = (buf.len(), tensor.bytes());
                 return Err(Error::bad_data(format!("{n} bytes from {offset} asked of a tensor of {bytes}")));
             }
-            self.file(tensor.file)?.read_exact_at(tensor.start.saturating_add(offset), buf)
+            self.file(tensor.file)?.read_exact_at(tensor.start.saturating_add(offset), buf)?;
+            self.zeroed.iter().for_each(|zeroed| zeroed.apply(tensor, offset, buf));
+            Ok(())
         };
-        inner().map_err(|e| e.in_tensor(&*tensor.name))
+        inner(buf).map_err(|e: Error| e.in_tensor(&*tensor.name))
     }
 
     /// A tensor's bytes.
@@ -297,7 +325,10 @@ impl Checkpoint {
             .in_file(self.path_of(b))
             .in_tensor(&*b.name)
             .at_byte(b.start)
-            .hint("two releases may be mixed in one directory; fetch the checkpoint into an empty one"))
+            .hint(
+                "two releases may be mixed in one directory; fetch the checkpoint into an empty one, or say \
+                 --allow-duplicate-identical if both are the same",
+            ))
     }
 
     /// Compares the index with the headers.

@@ -113,5 +113,7 @@ pub(crate) fn check_finite(isa: Isa, values: &[f32], cols: usize) -> Result<()> 
     let (row, col, n) = (first / cols.max(1), first % cols.max(1), odd.count().saturating_add(1));
     let what = format!("{n} weights are NaN or infinite, the first is {value} at row {row}, column {col}");
     Err(Error::bad_data(what)
-        .hint("the file is damaged or was trained so; compare its sha256 with the release"))
+        .hint(
+            "the file is damaged or was trained so: compare its sha256 with the release; --nan-policy zero reads them as 0",
+        ))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use moepack_format::{Bundle, Error, InputFile, Result};
 
 use crate::catalog::{Catalog, Source, outline};
-use crate::checkpoint::{Checkpoint, Place, SideFile, SourceFile, SourceTensor};
+use crate::checkpoint::{Checkpoint, Lenient, Place, SideFile, SourceFile};
 use crate::describe::{describe, hints, storage};
 use crate::encoding::Hints;
 use crate::family::{Family, Mtp};
@@ -40,6 +40,8 @@ pub struct OpenOptions {
     /// A checkpoint of which only config.json and the index are there will do: its tensors have the dtypes and shapes that
     /// these say they must have, and no bytes.
     pub names_alone: bool,
+    /// What else may pass.
+    pub lenient: Lenient,
 }
 
 /// An opened, validated model.
@@ -69,7 +71,7 @@ impl Model {
         } else {
             let outlined = if options.names_alone { outlined(path)? } else { None };
             let names_alone = outlined.is_some();
-            let checkpoint = outlined.map_or_else(|| Checkpoint::open(path), Ok)?;
+            let checkpoint = outlined.map_or_else(|| Checkpoint::open_with(path, options.lenient), Ok)?;
             Model { names_alone, ..Model::of(checkpoint, None, false)? }
         };
         match model.warnings.first().filter(|_| options.strict) {
@@ -149,6 +151,22 @@ impl Model {
     /// What was odd, but no reason to stop.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Whether weights that are NaN or infinite are read as 0, as somebody asked for.
+    pub fn zeroes(&self) -> bool {
+        self.checkpoint.zeroes()
+    }
+
+    /// What became of that so far, if anything: how many numbers in which tensors.
+    pub fn zeroed_note(&self) -> Option<String> {
+        let zeroed = self.checkpoint.zeroed();
+        let (first, _) = zeroed.first_key_value()?;
+        let n: u64 = zeroed.values().sum();
+        Some(format!(
+            "{n} weights of {} tensors are NaN or infinite and were read as 0, such as {first}",
+            zeroed.len()
+        ))
     }
 
     /// The weight files, with length and time of change; of a bundle, its trunk.
@@ -289,33 +307,13 @@ fn is_tied(
     if !tied {
         return Ok(false);
     }
-    if equal(checkpoint, embed, head)? {
+    let coded = [embed, head].iter().any(|t| checkpoint.coded(&t.name).is_some());
+    if !coded && checkpoint.is_same(embed, head)? {
         return Ok(true);
     }
     warnings
         .push(format!("config.json ties the head to the embedding, but {} differs; it is used", head.name));
     Ok(false)
-}
-
-/// Whether two tensors have the same bytes.
-fn equal(checkpoint: &Checkpoint, a: &SourceTensor, b: &SourceTensor) -> Result<bool> {
-    const CHUNK_BYTES: u64 = 1 << 20;
-    let coded = [a, b].iter().any(|t| checkpoint.coded(&t.name).is_some());
-    if coded || a.dtype != b.dtype || a.bytes() != b.bytes() {
-        return Ok(false);
-    }
-    let mut at = 0;
-    while at < a.bytes() {
-        let n = to_usize((a.bytes() - at).min(CHUNK_BYTES))?;
-        let (mut x, mut y) = (vec![0; n], vec![0; n]);
-        checkpoint.read(a, at, &mut x)?;
-        checkpoint.read(b, at, &mut y)?;
-        if x != y {
-            return Ok(false);
-        }
-        at += n as u64;
-    }
-    Ok(true)
 }
 
 /// A warning about multi-token-prediction layers that config.json announces and the files lack.

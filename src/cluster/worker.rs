@@ -262,7 +262,7 @@ impl<'a> Shard<'a> {
                 layers: Vec::new(),
                 side,
                 sources: self.plan.sources.iter().map(entry).collect(),
-                recipe: kept_recipe(&self.plan.recipe, text, self.stats.as_ref()),
+                recipe: kept_recipe(model, &self.plan.recipe, text, self.stats.as_ref()),
                 align: self.plan.recipe.align,
             },
         );

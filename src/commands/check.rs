@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{Command, parse};
 use crate::engine::against::against;
 use crate::engine::budget::Budget;
-use crate::engine::repair::Repaired;
+use crate::engine::repair::{Repaired, kept_options};
 use crate::output::{print, print_json, refuse_existing_file, write_file};
 use crate::session::Session;
 use crate::text::WindowArgs;
@@ -189,8 +189,9 @@ fn find(args: &Arguments, session: &Session, level: CheckLevel) -> Result<Vec<Da
     session.stop.check()?;
     let mut damage = outcome?;
     if let Some(checkpoint) = args.how.against.as_ref().filter(|_| damage.is_empty()) {
-        let open = |path| Model::open(path, &OpenOptions::default());
-        let (bundle, checkpoint) = (open(&args.bundle)?, open(checkpoint)?);
+        let bundle = Model::open(&args.bundle, &OpenOptions::default())?;
+        let options = bundle.bundle().map(|b| kept_options(&b.manifest)).unwrap_or_default();
+        let checkpoint = Model::open(checkpoint, &options)?;
         Budget::of_comparison([&bundle, &checkpoint], session.threads).check(session.memory)?;
         damage = against(session, &bundle, &checkpoint)?;
     }

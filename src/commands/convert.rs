@@ -109,11 +109,14 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         Wish { target, dequantize: args.dequantize, requantize: requantize.clone(), name },
     )?;
     let bytes_max = args.max_shard_size.unwrap_or(made.shard_bytes());
-    let options = json!({"target": target.name(), "dequantize": args.dequantize,
+    let mut options = json!({"target": target.name(), "dequantize": args.dequantize,
         "requantize": requantize.as_ref().map(|c| c.name()), "max_shard_size": bytes_max, "base_model": base_model});
     let shards = made.shards(bytes_max)?;
     let sizes = || shards.iter().map(|s| s.bytes);
     check_space(&args.output, sizes().sum(), sizes().max().unwrap_or(0))?;
+    if model.zeroes() {
+        options["nan_policy"] = json!("zero");
+    }
     let job = Job {
         model: &model,
         export: &made,
@@ -124,7 +127,8 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
         options,
     };
     let outcome = session.in_pool(|| export(session, &job))?;
-    let notes: Vec<String> = made.notes().iter().chain(&outcome.notes).cloned().collect();
+    let notes: Vec<String> =
+        made.notes().iter().chain(&outcome.notes).cloned().chain(model.zeroed_note()).collect();
     let seconds = started.elapsed().as_secs_f64();
     let total_bytes = outcome.files.iter().map(|f| f.bytes).sum();
     if session.json {

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use moepack_convert::checkpoint::Lenient;
 use moepack_convert::{Model, OpenOptions};
 use moepack_format::{Error, Kind, Result};
 use moepack_quant::Isa;
@@ -41,6 +42,21 @@ pub struct OpenArgs {
     /// What is only odd about the model is an error too
     #[arg(long)]
     pub strict: bool,
+    /// A tensor that is in two weight files is read once, if it is the same byte for byte
+    #[arg(long)]
+    pub allow_duplicate_identical: bool,
+    /// What becomes of weights that are NaN or infinite; a bundle's manifest says so
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = NanPolicy::Refuse)]
+    pub nan_policy: NanPolicy,
+}
+
+/// What becomes of weights that are NaN or infinite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NanPolicy {
+    /// The checkpoint is refused
+    Refuse,
+    /// They are read as 0
+    Zero,
 }
 
 impl OpenArgs {
@@ -64,8 +80,25 @@ impl OpenArgs {
         Ok(model)
     }
 
+    /// Refuses what workers of a plan cannot be told.
+    ///
+    /// # Errors
+    /// Kind `Usage`.
+    pub fn refuse_lenient(&self) -> Result<()> {
+        if self.allow_duplicate_identical || self.nan_policy == NanPolicy::Zero {
+            let what =
+                "a plan for several machines takes no --nan-policy zero and no --allow-duplicate-identical";
+            return Err(Error::usage(what).hint("mend the checkpoint, or quantize on one machine"));
+        }
+        Ok(())
+    }
+
     fn open_with(self, path: &Path, names_alone: bool) -> Result<Model> {
-        let model = Model::open(path, &OpenOptions { strict: self.strict, names_alone })?;
+        let lenient = Lenient {
+            same_twice: self.allow_duplicate_identical,
+            zero_non_finite: self.nan_policy == NanPolicy::Zero,
+        };
+        let model = Model::open(path, &OpenOptions { strict: self.strict, names_alone, lenient })?;
         model.warnings().iter().for_each(|w| warn(w));
         Ok(model)
     }

@@ -115,6 +115,7 @@ fn run(args: &Arguments, session: &Session) -> Result<()> {
     let given = Given { text: calibration.as_ref(), stats_tokens: stats.as_ref().map(Stats::n_tokens) };
     let prepared = args.recipe.prepare(session, &model, given)?;
     if plan_folder.is_some() {
+        args.open.refuse_lenient()?;
         prepared.check_calibrated(Calibrated::by(args.calibrate.is_some(), args.stats.is_some()))?;
     }
     let hessians = solver(&prepared.recipe.solver)?.needs_hessian();

@@ -32,6 +32,10 @@ use crate::session::Session;
 
 /// The note about the trunk in a workspace.
 const TRUNK_NOTE: &str = "trunk";
+/// What the kept recipe calls the policy for weights that are no numbers.
+pub const NAN_POLICY: &str = "nan_policy";
+/// They are read as 0.
+pub const ZERO: &str = "zero";
 /// The note about side files.
 const SIDE_NOTE: &str = "side-files";
 
@@ -97,11 +101,11 @@ pub fn sources(model: &Model) -> Vec<Value> {
 
 /// The recipe as the manifest keeps it, with what it was calibrated on.
 fn recipe_value(job: &Job<'_>) -> Value {
-    kept_recipe(job.recipe, job.calibration.as_ref(), job.stats)
+    kept_recipe(job.model, job.recipe, job.calibration.as_ref(), job.stats)
 }
 
 /// The same from its parts.
-pub fn kept_recipe(recipe: &Recipe, text: Option<&Windows>, stats: Option<&Stats>) -> Value {
+pub fn kept_recipe(model: &Model, recipe: &Recipe, text: Option<&Windows>, stats: Option<&Stats>) -> Value {
     let calibration = match (text, stats) {
         (Some(windows), _) => {
             json!({"tokens": windows.tokens.len(), "tokens_sha256": tokens_sha256(windows)})
@@ -109,7 +113,11 @@ pub fn kept_recipe(recipe: &Recipe, text: Option<&Windows>, stats: Option<&Stats
         (None, Some(stats)) => stats.provenance(),
         (None, None) => Value::Null,
     };
-    json!({"recipe": recipe, "calibration": calibration})
+    let mut value = json!({"recipe": recipe, "calibration": calibration});
+    if model.zeroes() {
+        value[NAN_POLICY] = json!(ZERO);
+    }
+    value
 }
 
 fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome> {
@@ -161,6 +169,7 @@ fn run(session: &Session, job: Job<'_>, workspace: &Workspace) -> Result<Outcome
         };
         let mut manifest = writer::manifest(model, pieces);
         writer::fill_up(&mut manifest, recipe)?;
+        notes.extend(model.zeroed_note());
         Ok::<_, Error>((manifest, drift, notes))
     })?;
     if !workspace.is_published()? {

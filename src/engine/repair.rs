@@ -8,7 +8,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use moepack_convert::Model;
+use moepack_convert::checkpoint::Lenient;
+use moepack_convert::{Model, OpenOptions};
 use moepack_format::manifest::{FileEntry, Manifest};
 use moepack_format::{Context, Error, InputFile, Result, atomic};
 use moepack_quant::Isa;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::engine::coder::Coder;
+use crate::engine::quantize::{NAN_POLICY, ZERO};
 use crate::engine::stats::{Stats, tokens_sha256};
 use crate::engine::trunk::Trunk;
 use crate::engine::trunk::rewrite::TrunkDamage;
@@ -250,6 +252,12 @@ impl Survey {
         });
         side.chain(trunk).chain(banks).collect()
     }
+}
+
+/// How the checkpoint of a bundle is read, by what its manifest keeps of how it was.
+pub fn kept_options(manifest: &Manifest) -> OpenOptions {
+    let zero_non_finite = manifest.recipe.get(NAN_POLICY).and_then(Value::as_str) == Some(ZERO);
+    OpenOptions { lenient: Lenient { same_twice: true, zero_non_finite }, ..OpenOptions::default() }
 }
 
 /// The recipe that a manifest keeps.

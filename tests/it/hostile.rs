@@ -2,7 +2,7 @@
 //!
 //! A fault is a row: what is wrong, the fixture it starts from, the exit code, phrases of the message, and what
 //! makes it. Each runs `inspect` and `quantize` where the fault shows in headers and configuration, else `quantize`
-//! alone, with the address space capped so that a length taken on trust is noticed.
+//! alone, with little address space and processor time, so that a length taken on trust is noticed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,14 +10,16 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{Run, fixture, listing, moepack};
+use crate::support::{Run, confined, fixture, listing, moepack};
 use damage::{INDEX, Model, Tensor, WEIGHTS, find, zeros};
 
+mod allowed;
 mod configs;
 pub mod damage;
 mod encodings;
 mod files;
 mod headers;
+mod list;
 mod tensors;
 
 /// One fault.
@@ -191,7 +193,7 @@ fn each(faults: &[Fault], commands: &[&[&str]]) {
         (fault.make)(&work.model);
         let before = listing(work.dir.path());
         for command in commands {
-            let run = moepack(work.dir.path(), command);
+            let run = confined(work.dir.path(), command);
             let complaints = complaints(fault, &run, &before, &listing(work.dir.path()));
             if !complaints.is_empty() {
                 let n_chars = run.stderr.char_indices().nth(1500).map_or(run.stderr.len(), |(at, _)| at);

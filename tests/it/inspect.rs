@@ -200,7 +200,7 @@ fn faults() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
     ]
 }
 
-/// BAD-INPUTS 41: exit code 65, and the message says file, key or tensor, and byte.
+/// Exit code 65, and the message says file, key or tensor, and byte.
 #[test]
 fn a_broken_gguf_file_is_refused_for_what_it_is() {
     let dir = tempfile::tempdir().unwrap();

@@ -23,7 +23,7 @@ fn refused(dir: &Path, args: &[&str], code: i32, says: &[&str]) -> Run {
     run
 }
 
-/// BAD-INPUTS 43: every command that runs a text.
+/// Every command that runs a text.
 #[test]
 fn a_text_that_is_none_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ fn tokens_that_are_none_are_refused_with_their_place() {
     refused(dir.path(), &["perplexity", &model, "--tokens", "t.json"], 65, &["t.json"]);
 }
 
-/// BAD-INPUTS 48: it is data, never rendered, and never printed raw.
+/// It is data, never rendered, and never printed raw.
 #[test]
 fn a_chat_template_travels_as_it_is_and_is_never_run() {
     const TEMPLATE: &str =
@@ -105,7 +105,7 @@ fn a_chat_template_travels_as_it_is_and_is_never_run() {
     assert_eq!(fs::read_to_string(dir.path().join("q/chat_template.jinja")).unwrap(), TEMPLATE);
 }
 
-/// BAD-INPUTS 18: odd by itself, wrong where asked for.
+/// Odd by itself, wrong where asked for.
 #[test]
 fn a_stray_shard_is_an_error_where_odd_things_are() {
     let dir = tempfile::tempdir().unwrap();
@@ -114,7 +114,6 @@ fn a_stray_shard_is_an_error_where_odd_things_are() {
     refused(dir.path(), &["inspect", &model, "--strict"], 65, &["golden.safetensors"]);
 }
 
-/// BAD-INPUTS 58.
 #[test]
 fn a_bundle_of_an_unknown_codec_names_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -130,7 +129,7 @@ fn a_bundle_of_an_unknown_codec_names_it() {
     }
 }
 
-/// BAD-INPUTS 65: whoever comes second is told who is at it, and may try again.
+/// Whoever comes second is told who is at it, and may try again.
 #[test]
 fn a_second_writer_is_told_who_holds_the_lock() {
     let dir = tempfile::tempdir().unwrap();

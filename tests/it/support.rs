@@ -41,7 +41,23 @@ pub fn succeeds<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S]) -> Run {
 
 /// Runs `moepack ARGS` in `dir` with additions to the environment.
 pub fn moepack_with<S: AsRef<std::ffi::OsStr>>(dir: &Path, environment: &[(&str, &str)], args: &[S]) -> Run {
-    let limited = format!("ulimit -v {ADDRESS_SPACE_KIB} && exec \"$0\" \"$@\"");
+    run(dir, environment, &format!("ulimit -v {ADDRESS_SPACE_KIB}"), args)
+}
+
+/// Runs `moepack ARGS` in `dir` as what a stranger made is to be refused: with 200 MiB of address space, so that resident
+/// memory is less too, and two seconds of processor time, on two threads.
+pub fn confined(dir: &Path, args: &[&str]) -> Run {
+    let args = [args, &["--threads", "2"]].concat();
+    let started = std::time::Instant::now();
+    // Each arena of glibc reserves 64 MiB.
+    let run = run(dir, &[("MALLOC_ARENA_MAX", "1")], "ulimit -v 204800 && ulimit -t 2", &args);
+    // Waiting takes no processor time. Twenty seconds, because other tests run beside this one.
+    assert!(started.elapsed() < Duration::from_secs(20), "{args:?} waited");
+    run
+}
+
+fn run<S: AsRef<std::ffi::OsStr>>(dir: &Path, environment: &[(&str, &str)], limits: &str, args: &[S]) -> Run {
+    let limited = format!("{limits} && exec \"$0\" \"$@\"");
     let mut command = assert_cmd::Command::new("sh");
     command
         .args(["-c", &limited, env!("CARGO_BIN_EXE_moepack")])

@@ -5,18 +5,26 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use moepack_format::{Error, Result};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
 /// Largest `tokenizer.json` that is read, in bytes; the largest released ones have 40 MB.
 pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 /// Largest text that is read, in bytes: it is tokenized in memory, at some 100 bytes a token.
 pub const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// Most JSON values of normalizer, pre-tokenizer, post-processor and decoder, each: those of released tokenizers have under 200.
+const PART_VALUES_MAX: usize = 1000;
+
+/// How many times as long a tokenizer's parts may make a text, as [`growth`] counts; those of released ones come to some tens.
+const GROWTH_MAX: f64 = 1024.0;
 
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
@@ -31,6 +39,7 @@ impl Tokenizer {
         let hint = "download tokenizer.json of the model again, or give token ids with --tokens";
         let outline: Outline = serde_json::from_slice(json)
             .map_err(|e| Error::bad_data(format!("not a tokenizer: {e}")).hint(hint))?;
+        check_growth(json).map_err(|e| e.hint(hint))?;
         let kind = outline.model.kind.unwrap_or_else(|| "unnamed".to_owned());
         let mut tokenizer = quietly(|| tokenizers::Tokenizer::from_bytes(json))
             .and_then(|r| r.map_err(|e| e.to_string()))
@@ -80,12 +89,125 @@ fn first_bad(bytes: &[u8], at: usize) -> String {
     bytes.get(at).map_or_else(|| "it is cut short".to_owned(), |b| format!("found byte 0x{b:02x}"))
 }
 
-/// What every tokenizer has, whatever else it has. Anything deeper is skipped without recursion.
+/// What every tokenizer has, whatever else it has. What is deep in the model is skipped without recursion.
 #[derive(Deserialize)]
 struct Outline {
     model: OutlineModel,
+    #[serde(rename = "normalizer", default)]
+    _normalizer: NValues,
+    #[serde(rename = "pre_tokenizer", default)]
+    _pre_tokenizer: NValues,
+    #[serde(rename = "post_processor", default)]
+    _post_processor: NValues,
+    #[serde(rename = "decoder", default)]
+    _decoder: NValues,
     #[serde(rename = "added_tokens", default)]
     _added_tokens: Option<Vec<IgnoredAny>>,
+}
+
+/// The parts that rewrite a text before it is cut. They are small, as [`Outline`] has seen.
+#[derive(Deserialize)]
+struct Rewriting {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+}
+
+/// Refuses parts that one after the other make a text longer and longer: forty times two is a trillion.
+fn check_growth(json: &[u8]) -> Result<()> {
+    let parts: Rewriting =
+        serde_json::from_slice(json).map_err(|e| Error::bad_data(format!("not a tokenizer: {e}")))?;
+    match growth(&parts.normalizer) * growth(&parts.pre_tokenizer) {
+        times if times > GROWTH_MAX => {
+            Err(Error::bad_data(format!("a tokenizer that can make a text {times:.0} times as long")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How many times as long a part and all in it can make a text, in bytes.
+fn growth(part: &Value) -> f64 {
+    let inner = |values: &mut dyn Iterator<Item = &Value>| values.map(growth).product::<f64>();
+    match part {
+        Value::Array(parts) => inner(&mut parts.iter()),
+        Value::Object(members) => {
+            let has = |key: &str| members.contains_key(key);
+            let own = match members.get("content").and_then(Value::as_str) {
+                // Where a pattern matches nothing, it does so between all characters.
+                Some(content) if has("pattern") => 1.0 + content.len() as f64,
+                // A byte becomes a character of at most two.
+                _ if has("trim_offsets") => 2.0,
+                _ if has("replacement") => 3.0,
+                _ => 1.0,
+            };
+            own * inner(&mut members.values())
+        }
+        Value::String(kind) if kind == "ByteLevel" => 2.0,
+        _ => 1.0,
+    }
+}
+
+/// How many JSON values there are, each in it counted. None is kept: a file can have millions.
+#[derive(Default)]
+struct NValues(usize);
+
+impl<'de> Deserialize<'de> for NValues {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<NValues, D::Error> {
+        d.deserialize_any(Counter)
+    }
+}
+
+struct Counter;
+
+impl<'de> Visitor<'de> for Counter {
+    type Value = NValues;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+    fn visit_str<E>(self, _: &str) -> std::result::Result<NValues, E> {
+        Ok(NValues(1))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<NValues, A::Error> {
+        let mut n = 1;
+        while let Some(NValues(inner)) = seq.next_element()? {
+            n = few(n + inner)?;
+        }
+        Ok(NValues(n))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<NValues, A::Error> {
+        let mut n = 1;
+        while let Some((IgnoredAny, NValues(inner))) = map.next_entry()? {
+            n = few(n + inner)?;
+        }
+        Ok(NValues(n))
+    }
+}
+
+/// Each part may bring a pattern, which is compiled when it is read and run over every text.
+fn few<E: serde::de::Error>(n: usize) -> std::result::Result<usize, E> {
+    match n {
+        n if n > PART_VALUES_MAX => Err(E::custom(format!("a part of more than {PART_VALUES_MAX} values"))),
+        n => Ok(n),
+    }
 }
 
 #[derive(Deserialize)]
@@ -174,6 +296,35 @@ mod tests {
             let error = Tokenizer::parse(json).map(|_| ()).unwrap_err();
             assert_eq!(error.kind(), Kind::BadData);
             assert!(error.what().contains(part), "{:?} lacks {part:?}", error.what());
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_of_thousands_of_patterns_is_refused() {
+        let replace = r#"{"type":"Replace","pattern":{"Regex":"a+"},"content":"b"}"#;
+        let all =
+            format!(r#""normalizer": {{"type":"Sequence","normalizers":[{}]}}"#, [replace; 300].join(","));
+        let error = Tokenizer::parse(&edited(r#""normalizer": null"#, &all)).map(|_| ()).unwrap_err();
+        assert!(error.what().contains("a part of more than 1000 values"), "{error}");
+    }
+
+    #[test]
+    fn a_tokenizer_that_makes_texts_longer_without_end_is_refused() {
+        let byte_level =
+            r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}"#;
+        let replace = r#"{"type":"Replace","pattern":{"String":"a"},"content":"aa"}"#;
+        for (part, one, parts) in
+            [("pre_tokenizer", byte_level, "pretokenizers"), ("normalizer", replace, "normalizers")]
+        {
+            let json: Value = serde_json::from_slice(TOKENIZER).unwrap();
+            let with = |n: usize| {
+                let mut json = json.clone();
+                let all: Vec<Value> = vec![serde_json::from_str(one).unwrap(); n];
+                json[part] = serde_json::json!({ "type": "Sequence", parts: all });
+                Tokenizer::parse(&serde_json::to_vec(&json).unwrap()).map(|_| ())
+            };
+            assert_eq!(with(2), Ok(()));
+            assert!(with(41).unwrap_err().what().contains("times as long"), "{part}");
         }
     }
 

@@ -54,9 +54,15 @@ impl Index {
         self.entries.iter().map(|(name, file)| (name.as_str(), *file))
     }
 
+    /// The file of this tensor.
+    pub fn file_of(&self, tensor: &str) -> Option<u32> {
+        let found = self.entries.binary_search_by(|(name, _)| name.as_str().cmp(tensor)).ok()?;
+        self.entries.get(found).map(|(_, file)| *file)
+    }
+
     /// Whether the index has this tensor.
     pub fn names(&self, tensor: &str) -> bool {
-        self.entries.binary_search_by(|(name, _)| name.as_str().cmp(tensor)).is_ok()
+        self.file_of(tensor).is_some()
     }
 
     /// `metadata.total_size`, which nothing is checked against.

@@ -51,7 +51,9 @@ impl FiniteCheck {
             self.n_odd, self.n_seen
         );
         Err(Error::bad_data(what)
-            .hint("the file is damaged or was trained so; compare its sha256 with the release"))
+            .hint(
+            "the file is damaged or was trained so: compare its sha256 with the release; --nan-policy zero reads them as 0",
+        ))
     }
 }
 

@@ -33,7 +33,10 @@ impl Model {
     pub fn released(&self) -> Result<Option<Model>> {
         let Some(bundle) = &self.bundle else { return Ok(None) };
         let patterns = &bundle.manifest.provenance.expert_tensors;
-        let experts = if patterns.is_empty() { self.plain_tensors()? } else { listing::tensors(patterns)? };
+        let experts = self.spec.moe_layers().map(|(_, moe)| moe.n_experts).max().unwrap_or(0);
+        let bounds = listing::Bounds { layers: self.spec.layers.len(), experts };
+        let experts =
+            if patterns.is_empty() { self.plain_tensors()? } else { listing::tensors(patterns, bounds)? };
         let tensors = self.checkpoint.tensors().iter().cloned().chain(experts).collect();
         let checkpoint = Checkpoint::of_headers(self.checkpoint.place().clone(), tensors)?;
         let catalog = Catalog::build(Source {

@@ -135,7 +135,7 @@ mod active {
         let named = || std::env::var(VARIABLE).ok().map(|text| parse(&text));
         match FAULT.get_or_init(named) {
             Some(fault) if fault.of.has(call) => {
-                let n = SEEN.fetch_add(1, Ordering::Relaxed) + 1;
+                let n = SEEN.fetch_add(1, Ordering::Relaxed).saturating_add(1);
                 let is_now = n == fault.n || fault.and_later && n > fault.n;
                 if is_now { happens(fault.verdict, call, n) } else { Verdict::Go }
             }

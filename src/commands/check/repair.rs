@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use moepack_convert::{Model, OpenOptions};
+use moepack_convert::Model;
 use moepack_format::check::{Damage, read_manifest};
 use moepack_format::manifest::{MANIFEST, Manifest};
 use moepack_format::storage::File;
@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 use super::Arguments;
 use crate::engine::budget::{Budget, within_memory};
-use crate::engine::repair::{Repaired, Source, check_sources, kept_recipe};
+use crate::engine::repair::{Repaired, Source, check_sources, kept_options, kept_recipe};
 use crate::engine::sizes::Sizes;
 use crate::engine::stats::Stats;
 use crate::recipe::Choices;
@@ -43,7 +43,7 @@ pub(super) fn repair(
     if !manifest.files.iter().any(|f| damaged.contains(&f.path)) {
         return Ok(repaired);
     }
-    let model = Model::open(checkpoint, &OpenOptions::default())?;
+    let model = Model::open(checkpoint, &kept_options(&manifest))?;
     if model.bundle().is_some() {
         return Err(Error::usage("a bundle is repaired from its checkpoint, and this is a bundle")
             .in_file(checkpoint));

@@ -61,11 +61,16 @@ pub const FILES: &[Fault] = &[
         make: |m| m.bytes(WEIGHTS, |b| b.extend_from_slice(b"zip")),
     },
     Fault {
-        what: "a sparse file of a terabyte",
+        what: "a sparse file, as long as the file system has them",
         of: QWEN3,
         exit: 65,
         says: &["bytes behind the last tensor", WEIGHTS],
-        make: |m| fs::File::options().write(true).open(m.path(WEIGHTS)).unwrap().set_len(1 << 40).unwrap(),
+        make: |m| {
+            let file = fs::File::options().write(true).open(m.path(WEIGHTS)).unwrap();
+            // An exbibyte, where that is possible.
+            let longest = (40..=60).rev().find(|bits| file.set_len(1 << bits).is_ok());
+            assert!(longest.is_some(), "no file of a tebibyte can be made");
+        },
     },
     Fault {
         what: "a FIFO in place of the weights",
@@ -76,6 +81,44 @@ pub const FILES: &[Fault] = &[
             fs::remove_file(m.path(WEIGHTS)).unwrap();
             let made = std::process::Command::new("mkfifo").arg(m.path(WEIGHTS)).status().unwrap();
             assert!(made.success());
+        },
+    },
+    Fault {
+        what: "a FIFO in place of config.json",
+        of: QWEN3,
+        exit: 65,
+        says: &["a FIFO, expected a regular file", "config.json"],
+        make: |m| {
+            fs::remove_file(m.path("config.json")).unwrap();
+            let made = std::process::Command::new("mkfifo").arg(m.path("config.json")).status().unwrap();
+            assert!(made.success());
+        },
+    },
+    Fault {
+        what: "a config.json of a gibibyte",
+        of: QWEN3,
+        exit: 65,
+        says: &["1073741824 bytes, expected at most", "config.json"],
+        make: |m| fs::File::create(m.path("config.json")).unwrap().set_len(1 << 30).unwrap(),
+    },
+    Fault {
+        what: "a file name that is not UTF-8",
+        of: QWEN3,
+        exit: 65,
+        says: &["a weight file's name is not UTF-8"],
+        make: |m| {
+            let name = std::os::unix::ffi::OsStringExt::from_vec(b"m\xff.safetensors".to_vec());
+            fs::copy(m.path(WEIGHTS), m.dir.join::<std::ffi::OsString>(name)).map(drop).unwrap();
+        },
+    },
+    Fault {
+        what: "a config.json that is a symlink out of the checkpoint",
+        of: QWEN3,
+        exit: 65,
+        says: &["config.json", "symlink"],
+        make: |m| {
+            fs::rename(m.path("config.json"), m.path("../elsewhere")).unwrap();
+            symlink("../elsewhere", m.path("config.json")).unwrap();
         },
     },
     Fault {

@@ -210,6 +210,16 @@ pub const VALUES: &[Fault] = &[
         },
     },
     Fault {
+        what: "a tokenizer that is a symlink out of the checkpoint",
+        of: QWEN3,
+        exit: 65,
+        says: &["tokenizer.json", "symlink"],
+        make: |m| {
+            fs::write(m.path("../secret"), "{}").unwrap();
+            std::os::unix::fs::symlink("../secret", m.path("tokenizer.json")).unwrap();
+        },
+    },
+    Fault {
         what: "a Git LFS pointer in place of the tokenizer, which travels along",
         of: QWEN3,
         exit: 66,
