@@ -118,7 +118,7 @@ pub const TARGETS: &[Target] = &[
         checkpoints::quantization,
         "quantization_config of such releases",
     ),
-    target("tokenizer", Shape::Json, 80, texts::tokenizer, "tokenizer.json, then a text"),
+    target("tokenizer", Shape::Json, 20, texts::tokenizer, "tokenizer.json, then a text"),
     target(
         "vocabulary",
         Shape::Json,

@@ -26,6 +26,9 @@ const PART_VALUES_MAX: usize = 1000;
 /// How many times as long a tokenizer's parts may make a text, as [`growth`] counts; those of released ones come to some tens.
 const GROWTH_MAX: f64 = 1024.0;
 
+/// Bytes of a string in a tokenizer; the longest tokens and patterns of released ones have under a thousand.
+const STRING_BYTES_MAX: usize = 4096;
+
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
 
@@ -39,7 +42,7 @@ impl Tokenizer {
         let hint = "download tokenizer.json of the model again, or give token ids with --tokens";
         let outline: Outline = serde_json::from_slice(json)
             .map_err(|e| Error::bad_data(format!("not a tokenizer: {e}")).hint(hint))?;
-        check_growth(json).map_err(|e| e.hint(hint))?;
+        check_strings(json).and_then(|()| check_growth(json)).map_err(|e| e.hint(hint))?;
         let kind = outline.model.kind.unwrap_or_else(|| "unnamed".to_owned());
         let mut tokenizer = quietly(|| tokenizers::Tokenizer::from_bytes(json))
             .and_then(|r| r.map_err(|e| e.to_string()))
@@ -103,6 +106,41 @@ struct Outline {
     _decoder: NValues,
     #[serde(rename = "added_tokens", default)]
     _added_tokens: Option<Vec<IgnoredAny>>,
+}
+
+/// Refuses strings that the crate takes on trust: tokens so long that walking their characters ends the stack, and a table
+/// of characters that says it is longer than it is. `json` is valid.
+fn check_strings(json: &[u8]) -> Result<()> {
+    let (mut rest, mut offset, mut before) = (json, 0, &b""[..]);
+    while let Some(start) = rest.iter().position(|&b| b == b'"') {
+        let text = rest.get(start + 1..).unwrap_or_default();
+        let mut escaped = false;
+        let ends = |b: &u8| {
+            let ends = *b == b'"' && !escaped;
+            escaped = *b == b'\\' && !escaped;
+            ends
+        };
+        let end = text.iter().position(ends).unwrap_or(text.len());
+        let (string, at) = (text.get(..end).unwrap_or_default(), offset + start);
+        let is_table = before == b"precompiled_charsmap";
+        if is_table && !is_whole_table(string) || !is_table && string.len() > STRING_BYTES_MAX {
+            let what = format!("a string of {} bytes that is no token and no whole table", string.len());
+            return Err(Error::bad_data(what).at_byte(at as u64));
+        }
+        before = string;
+        rest = text.get(end + 1..).unwrap_or_default();
+        offset = at + end + 2;
+    }
+    Ok(())
+}
+
+/// Whether a table in Base64 has as many bytes as its first four, little-endian, say of its first part.
+fn is_whole_table(base64: &[u8]) -> bool {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |b: &u8| DIGITS.iter().position(|d| d == b).unwrap_or(0) as u64;
+    let bits = base64.iter().take(6).fold(0, |n, b| n << 6 | digit(b));
+    let size = ((bits >> 4) as u32).swap_bytes();
+    base64.len() >= 6 && u64::from(size) <= base64.len() as u64 / 4 * 3
 }
 
 /// The parts that rewrite a text before it is cut. They are small, as [`Outline`] has seen.
@@ -326,6 +364,20 @@ mod tests {
             assert_eq!(with(2), Ok(()));
             assert!(with(41).unwrap_err().what().contains("times as long"), "{part}");
         }
+    }
+
+    #[test]
+    fn strings_that_end_the_stack_or_the_memory_are_refused() {
+        let long = format!("\"{}\": 2,", "a\\\"".repeat(2000));
+        let error = Tokenizer::parse(&edited("\"!\": 2,", &long)).map(|_| ()).unwrap_err();
+        assert!(error.what().contains("a string of 6000 bytes"), "{error}");
+        let table = |base64: &str| {
+            let part = format!(r#""normalizer": {{"type":"Precompiled","precompiled_charsmap":"{base64}"}}"#);
+            Tokenizer::parse(&edited(r#""normalizer": null"#, &part)).map(|_| ())
+        };
+        // Two gigabytes, of which six bytes are there; then a table of eight bytes, all there.
+        assert!(table("aaaaaaaa").unwrap_err().what().contains("no whole table"));
+        assert!(is_whole_table(b"CAAAAAAAAAAAAAAA") && !is_whole_table(b"CAAAAAAA"));
     }
 
     #[test]
