@@ -31,11 +31,7 @@ fn tokenizers() -> Result<Vec<Seed>> {
 
 /// A tokenizer, and what it makes of a text.
 pub(super) fn tokenizer(_: &Path) -> Result<Ready> {
-    Ready::new(tokenizers()?, |_, bytes| {
-        let ids = Tokenizer::parse(bytes)?.encode(TEXT)?;
-        assert!(ids.len() <= 8 * TEXT.len(), "{} ids", ids.len());
-        Ok(())
-    })
+    Ready::new(tokenizers()?, |_, bytes| Tokenizer::parse(bytes)?.encode(TEXT).map(drop))
 }
 
 /// A tokenizer as the vocabulary of a GGUF file.
