@@ -30,7 +30,7 @@ impl Stop {
     /// The operating system refuses a handler.
     pub fn on_signals() -> Result<Stop> {
         let stop = Stop::default();
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+        use signal_hook::consts::{SIGABRT, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
         let cannot = |signal| move |e| Error::new(Kind::Io, format!("cannot handle signal {signal}: {e}"));
         for (signal, flag, code) in [
             (SIGINT, &stop.interrupted, 130),
@@ -43,6 +43,9 @@ impl Stop {
                 .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
                 .map_err(cannot(signal))?;
         }
+        // What cannot be allocated aborts; that is told by an exit code, not by a signal.
+        signal_hook::flag::register_conditional_shutdown(SIGABRT, 75, Arc::new(AtomicBool::new(true)))
+            .map_err(cannot(SIGABRT))?;
         // A file that outgrows `ulimit -f` is an error of that write, not the end of the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(cannot(SIGXFSZ))?;
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(cannot(SIGINT))?;

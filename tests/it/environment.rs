@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{assert_same, fixture, listing, moepack, succeeds};
+use crate::support::{assert_same, fixture, listing, moepack, succeeds, text};
 
 #[test]
 fn a_file_that_outgrows_its_limit_is_temporary_and_goes_on_later() {
@@ -133,6 +133,25 @@ fn a_budget_that_cannot_be_met_names_the_nearest_that_can() {
         assert_eq!(refused.code, Some(78), "{}", refused.stderr);
         let nearest = refused.stderr.trim().rsplit(' ').next().unwrap().to_owned();
         assert_eq!(with(option, &nearest).code, Some(0), "{option} {nearest}: {}", refused.stderr);
+    }
+}
+
+#[test]
+fn less_memory_than_a_run_takes_is_refused_with_the_minimum() {
+    let work = tempfile::tempdir().unwrap();
+    let calibration = text(work.path(), "calibration.txt", 100_000);
+    let calibrated =
+        [quantize("out.moepack"), vec!["--calibrate".into(), calibration.to_str().unwrap().into()]].concat();
+    let refused =
+        moepack(work.path(), &[calibrated.clone(), vec!["--memory".into(), "20MiB".into()]].concat());
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    assert!(refused.stderr.contains("this run takes about"), "{}", refused.stderr);
+    // Address space goes for stacks and arenas too, so it may end only when something is allocated.
+    for kib in [60_000, 120_000, 160_000] {
+        let output = under(&format!("ulimit -v {kib}"), work.path(), &calibrated);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(75 | 78)), "{kib} KiB: {:?} {said}", output.status);
+        assert!(!work.path().join("out.moepack").exists());
     }
 }
 

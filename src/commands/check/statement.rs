@@ -11,7 +11,7 @@ use std::path::Path;
 use moepack_format::check::read_manifest;
 use moepack_format::file::{from_hex, hex};
 use moepack_format::manifest::{MANIFEST, SIGNATURE};
-use moepack_format::{Error, InputFile, Result};
+use moepack_format::{Error, InputFile, Result, storage};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -41,7 +41,8 @@ pub(super) fn statement(bundle: &Path, digests: &[(String, String)]) -> Result<V
     let resource =
         |(name, digest): &(String, String)| json!({"name": name, "algorithm": "sha256", "digest": digest});
     let resources: Vec<Value> = digests.iter().map(resource).collect();
-    let name = bundle.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+    let name =
+        storage::canonicalize(bundle).ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
     Ok(json!({
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name.unwrap_or_default(), "digest": {"sha256": hex(&root.finalize())}}],

@@ -26,9 +26,13 @@ pub(super) fn is_published(home: &Path, target: &Path) -> Result<bool> {
 
 /// SHA-256 of what lists the files of an output, or of the file that it is.
 pub(super) fn list_sha256(output: &Path) -> Result<String> {
-    let names = [MANIFEST, EXPORT].map(|name| output.join(name));
-    let found = names.into_iter().find(|path| storage::is_file(path));
-    let list = found.unwrap_or_else(|| output.to_path_buf());
+    let mut list = output.to_path_buf();
+    for name in [EXPORT, MANIFEST] {
+        let inside = output.join(name);
+        if storage::exists(&inside)? {
+            list = inside;
+        }
+    }
     InputFile::open(&list)?.sha256(&|| false)
 }
 
