@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_bundle_goes_beside_the_plan() {
         let of = |plan: &str| PlanFolder::of(Path::new(plan)).bundle_default().unwrap();
-        assert_eq!(of("/work/v4.plan"), Path::new("/work/v4.moepack"));
+        assert_eq!(of("/jobs/v4.plan"), Path::new("/jobs/v4.moepack"));
         assert_eq!(of("v4"), Path::new("v4.moepack"));
     }
 }
