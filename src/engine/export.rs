@@ -173,10 +173,13 @@ fn write_shard(
 /// The file as an earlier run left it, or one that is empty but for its header.
 fn begin_shard(workspace: &Workspace, name: &str, shard: &Shard) -> Result<(AtomicFile, Progressed)> {
     let path = workspace.dir().join(name);
-    if let Some(done) = workspace.note::<Progressed>(&progressed(name))?
-        && let Some(file) = AtomicFile::grow_on(&path, shard.bytes)?
-    {
-        return Ok((file, done));
+    if let Some(done) = workspace.note::<Progressed>(&progressed(name))? {
+        if let Some(file) = AtomicFile::grow_on(&path, shard.bytes)? {
+            return Ok((file, done));
+        }
+        // The file got its name and the run was killed before it could say so. What is begun now is not what the
+        // note is about.
+        workspace.leave_note(&progressed(name), &Progressed::default())?;
     }
     let mut file = AtomicFile::grow(&path)?;
     // The last byte first: what is not written between tensors and behind them is zero.
@@ -250,4 +253,29 @@ fn side_files(job: &Job<'_>, workspace: &Workspace, notes: &mut Vec<String>) -> 
     }
     workspace.leave_note(SIDE_NOTE, &files)?;
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_about_the_file_that_is_growing() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = Workspace::open(&dir.path().join("out"), false, &json!(1)).unwrap();
+        let shard = Shard { bytes: 64, header: vec![b'h'; 8], items: 0..0, offsets: Vec::new() };
+        let begin = || begin_shard(&workspace, "a", &shard).unwrap();
+        let (file, mut done) = begin();
+        done.n_slices = 5;
+        file.checkpoint().unwrap();
+        workspace.leave_note(&progressed("a"), &done).unwrap();
+        drop(file);
+        let (file, done) = begin();
+        assert_eq!(done.n_slices, 5, "killed while it grew");
+        file.commit().unwrap();
+        let (file, done) = begin();
+        assert_eq!(done.n_slices, 0, "killed after it got its name");
+        drop(file);
+        assert_eq!(begin().1.n_slices, 0, "and again before anything of it was durable");
+    }
 }
