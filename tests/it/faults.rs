@@ -68,11 +68,11 @@ fn jobs() -> Vec<Job> {
         Job { args, output, step }
     };
     vec![
-        job("q.moepack", 7, &["quantize", &random, "-o", "q.moepack", "--codec", "int4"]),
-        job("out", 11, &["convert", &random, "--to", "mlx", "-o", "out", "--requantize", "int4-g32"]),
+        job("q.moepack", 13, &["quantize", &random, "-o", "q.moepack", "--codec", "int4"]),
+        job("out", 23, &["convert", &random, "--to", "mlx", "-o", "out", "--requantize", "int4-g32"]),
         job(
             "c.moepack",
-            61,
+            127,
             &[
                 "quantize",
                 &v3,
@@ -87,8 +87,8 @@ fn jobs() -> Vec<Job> {
             ],
         ),
         // Large enough that what was written of a file is kept.
-        job("out", 23, &["convert", &v3, "--to", "safetensors", "-o", "out"]),
-        job("v3.stats", 23, &["calibrate", &v3, "--text", "calibration.txt", "-o", "v3.stats"]),
+        job("out", 47, &["convert", &v3, "--to", "safetensors", "-o", "out"]),
+        job("v3.stats", 47, &["calibrate", &v3, "--text", "calibration.txt", "-o", "v3.stats"]),
     ]
 }
 
